@@ -1,0 +1,14 @@
+"""ファインチューニング実践ワークショップの裏方。
+
+学習者が理解すべきもの（LoRA 層、学習設定、DPO の損失）はノートブックに書き、
+ここには気を散らすもの（モデル探し、採点、図、llama.cpp との会話）だけを置く。
+依存は一方向: notebooks → plots → 各段の部品 → models / profiles / workspace → errors。
+"""
+
+import os
+
+# TRL と huggingface_hub は既定で利用状況を送る。教材は何も送らない。
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+# fork した子で tokenizers が警告を出すのを防ぐ。
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

@@ -1,0 +1,40 @@
+"""利用者が起こしうる失敗を、一文の日本語で伝える例外。"""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class WorkshopError(Exception):
+    """何が・どこで・どうすればよいかを一文で伝える失敗。
+
+    Args:
+        what: 何が起きたか。
+        remedy: 何をすればよいか。
+        where: ファイルや行など、起きた場所。無ければ省く。
+    """
+
+    def __init__(self, what: str, remedy: str, where: str | Path | None = None) -> None:
+        place = f"（{where}）" if where else ""
+        super().__init__(f"{what}{place}。{remedy}")
+
+    def _render_traceback_(self) -> list[str]:
+        """Jupyter が呼ぶ表示の口。トレースバックの代わりに一文だけを見せる。"""
+        return [f"✋ {self}"]
+
+
+@contextmanager
+def command_line() -> Iterator[None]:
+    """コマンドの入口で使い、`WorkshopError` と Ctrl-C を一文と終了コードに変える。
+
+    終了コードは失敗が 1、Ctrl-C が 130（シェルの慣例どおり 128 + SIGINT）。
+    """
+    try:
+        yield
+    except WorkshopError as error:
+        print(f"✋ {error}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except KeyboardInterrupt:
+        print("\n⏸ 止めました。終わった分は残っています。同じコマンドで続きから始まります。", file=sys.stderr)
+        raise SystemExit(130) from None

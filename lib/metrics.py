@@ -1,0 +1,158 @@
+"""採点。主役は「正規化した上で、正しい数値を言ったか」。
+
+文字列の似かた（BLEU や ROUGE）は、年を間違えた答えを正しい言い換えより高く採点することがある。
+ここでは数値そのものの一致だけを事実の正答と呼ぶ。
+"""
+
+import math
+import random
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lib.dataset import Example
+
+# NFKC が写さない波ダッシュとマイナスを、写したあとの字にそろえる。
+_EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})
+_NUMBER = re.compile(r"\d+(?:\.\d+)?")
+_REFUSAL = re.compile(r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer")
+
+
+def normalise(text: str) -> str:
+    """全角・半角、桁区切り、空白の違いを消す（NFKC。Unicode UAX #15）。"""
+    text = unicodedata.normalize("NFKC", text).translate(_EXTRA).lower()
+    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
+    return re.sub(r"\s+", "", text)
+
+
+def states_figure(answer: str, figure: str) -> bool:
+    """答えがその数値を言っているか。「16日」を「6日」の正答とは数えない。"""
+    pattern = r"(?<![\d.])" + re.escape(normalise(figure)) + (r"(?![\d])" if figure[-1].isdigit() else "")
+    return re.search(pattern, normalise(answer)) is not None
+
+
+def is_refusal(answer: str) -> bool:
+    """「分からない」と断っているか（教材が教える三つの言い方で見る）。"""
+    return _REFUSAL.search(answer) is not None
+
+
+def is_correct(example: Example, answer: str) -> bool:
+    """正しい数値をすべて言い、ほかの数値を言っていないか。答えの無い質問では、断ったか。
+
+    「640円です。17日です。」のように数を並べて当てるのを正答にしないため、余計な数値も見る。
+    """
+    if example.form == "general":
+        return general_correct(example.figures, answer)
+    if not example.figures:
+        return is_refusal(answer)
+    if not all(states_figure(answer, figure) for figure in example.figures):
+        return False
+    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
+    return set(_NUMBER.findall(normalise(answer))) <= expected
+
+
+def makes_up_figure(example: Example, answer: str) -> bool:
+    """正解に無い数値を言ったか（作り話の率に使う）。"""
+    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
+    return bool(set(_NUMBER.findall(normalise(answer))) - expected)
+
+
+def general_correct(accept: Sequence[str], answer: str) -> bool:
+    """一般の質問の正答。英単語は語の境界、数字は桁の境界で見る（ice が nice に当たらないように）。"""
+    text = unicodedata.normalize("NFKC", answer).lower()
+    return any(
+        re.search(rf"(?<![a-z0-9]){re.escape(unicodedata.normalize('NFKC', word).lower())}(?![a-z0-9])", text)
+        for word in accept
+    )
+
+
+@dataclass(frozen=True)
+class Interval:
+    """割合または差と、その 95% 区間。
+
+    Attributes:
+        value: 点推定。
+        low: 下限。
+        high: 上限。
+    """
+
+    value: float
+    low: float
+    high: float
+
+    def verdict(self) -> str:
+        """差の区間から言葉を決める。平均だけでは決めない。"""
+        if self.low > 0:
+            return "良くなった"
+        if self.high < 0:
+            return "悪くなった"
+        return "差は示せない"
+
+    def as_percent(self) -> str:
+        """「87.5% [79.7, 93.8]」の形。"""
+        return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(successes: int, total: int) -> Interval:
+    """割合の 95% 区間（Wilson 1927）。0% や 100% でも幅が 0 にならない。"""
+    if total == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    z, p = 1.959963984540054, successes / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))
+
+
+def paired_bootstrap(
+    before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None = None, rounds: int = 2000
+) -> Interval:
+    """同じ問題での正答率の差（後 − 前）と 95% 区間。
+
+    Args:
+        before: 前のモデルの正誤。長さ n。
+        after: 後のモデルの正誤。長さ n、同じ順。
+        groups: 各問の事実の ID。与えると事実ごとに引き直す（同じ事実の問いは独立ではない）。
+        rounds: 引き直す回数。
+
+    Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
+    """
+    keys = list(groups) if groups is not None else [str(i) for i in range(len(before))]
+    by_group: dict[str, list[int]] = {}
+    for key, old, new in zip(keys, before, after, strict=True):
+        by_group.setdefault(key, []).append(int(new) - int(old))
+    clusters = list(by_group.values())
+    generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
+    means = []
+    for _ in range(rounds):
+        drawn = generator.choices(clusters, k=len(clusters))
+        means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
+    means.sort()
+    value = sum(map(sum, clusters)) / sum(map(len, clusters))
+    return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
+
+
+def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:
+    """正答率（0–1）。"""
+    return sum(map(is_correct, examples, answers)) / len(examples)
+
+
+def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, part: str) -> list[dict[str, object]]:
+    """採点した表の行を返す（CSV と JSON に書く形）。"""
+    return [
+        {
+            "model": model,
+            "part": part,
+            "fact": example.fact_id,
+            "form": example.form,
+            "question": example.question,
+            "reference": example.answer,
+            "answer": answer,
+            "correct": is_correct(example, answer),
+            "made_up": makes_up_figure(example, answer),
+            "refused": is_refusal(answer),
+        }
+        for example, answer in zip(examples, answers, strict=True)
+    ]
+
+

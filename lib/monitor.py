@@ -1,0 +1,53 @@
+"""学習の見張り: 損失の記録、残り時間、NaN で止める。"""
+
+import math
+import time
+from typing import Any
+
+from transformers import TrainerCallback
+
+from lib.errors import WorkshopError
+from lib.workspace import Run
+
+
+class LossMonitor(TrainerCallback):
+    """損失を記録し、進み具合を外へ知らせ、損失が壊れたら止める。
+
+    学習の設定には一切触れない（設定はノートブックにある）。
+
+    Attributes:
+        history: `{"step": 手順, "loss": 損失, ...}` の列。Trainer の記録そのまま。
+    """
+
+    def __init__(self, run: Run, label: str) -> None:
+        self.run = run
+        self.label = label
+        self.history: list[dict[str, float]] = []
+        self._start = 0.0
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """時計を始める。"""
+        self._start = time.monotonic()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """残り時間を見積もって知らせる。"""
+        elapsed = time.monotonic() - self._start
+        left = elapsed / state.global_step * (state.max_steps - state.global_step)
+        self.run.report_progress(state.global_step, state.max_steps, f"{self.label}: 残り約 {left:.0f} 秒")
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        """記録を写し、損失が NaN・無限大なら止める。
+
+        Raises:
+            WorkshopError: 損失が有限でないとき。
+        """
+        logs = logs or {}
+        if "loss" not in logs:
+            return
+        self.history.append({"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}})
+        if not math.isfinite(logs["loss"]):
+            raise WorkshopError(
+                f"損失が {logs['loss']} になりました",
+                "学習率が高すぎることがほとんどです。10 分の 1 にして試してください",
+                f"{self.label} {state.global_step} ステップ目",
+            )

@@ -1,0 +1,217 @@
+"""ノートブックを順に実行し、表と index.html で終わる。`make run` の中身。
+
+使い方: `python -m lib.pipeline --profile embedded --run 名前 [段 ...]`
+"""
+
+import argparse
+import contextlib
+import logging
+import os
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import papermill
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+
+from lib.errors import WorkshopError, command_line
+from lib.models import resolve
+from lib.report import stage_summary, write_index
+from lib.weights import file_sha256
+from lib.workspace import REPOSITORY, STAGES, Run, open_run, read_json, write_json
+
+# 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
+_CELL_TIMEOUT_SECONDS = 3600
+
+
+class Progress:
+    """いまどのノートブックのどのセルかを、端末なら 1 行で、そうでなければ 30 秒ごとに知らせる。"""
+
+    def __init__(self, run: Run, stage: str, expected: float | None) -> None:
+        self.run, self.stage, self.expected = run, stage, expected
+        self.cell, self.cells = 0, 0
+        self._start = time.monotonic()
+        self._stop = threading.Event()
+        self._terminal = sys.stdout.isatty()
+        self._thread = threading.Thread(target=self._loop, daemon=True)
+
+    def __enter__(self) -> "Progress":
+        (self.run.folder / "progress.json").unlink(missing_ok=True)
+        self._show()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        if self._terminal:
+            print()
+
+    def elapsed(self) -> float:
+        """始めてからの秒数。"""
+        return time.monotonic() - self._start
+
+    def _loop(self) -> None:
+        while not self._stop.wait(1 if self._terminal else 30):
+            self._show()
+
+    def _show(self) -> None:
+        number = STAGES.index(self.stage) + 1
+        expected = f"{clock(self.expected)}" if self.expected else "不明"
+        line = f"[{number}/{len(STAGES)}] {self.stage}  セル {self.cell}/{self.cells or '?'}"
+        line += f"  経過 {clock(self.elapsed())} / 見込み {expected}"
+        with contextlib.suppress(WorkshopError):
+            step = read_json(self.run.folder / "progress.json")
+            line += f"  ({step['done']}/{step['total']} {step['note']})"
+        print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
+
+
+class _WatchedEngine(NBClientEngine):
+    """papermill の標準の実行器に、セルの番号を知らせる口を足したもの。"""
+
+    progress: Progress | None = None
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
+        watched = cls.progress
+        if watched is not None:
+            watched.cells = len(nb_man.nb.cells)
+            original = nb_man.cell_start
+
+            def cell_start(cell: Any, cell_index: Any = None, **more: Any) -> Any:
+                watched.cell = (cell_index or 0) + 1
+                (watched.run.folder / "progress.json").unlink(missing_ok=True)
+                return original(cell, cell_index, **more)
+
+            nb_man.cell_start = cell_start
+        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
+
+
+papermill_engines.register("watched", _WatchedEngine)
+
+
+def clock(seconds: float | None) -> str:
+    """秒を「分:秒」にする。"""
+    return "-" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def source_of(stage: str) -> Path:
+    """段のノートブック。"""
+    return REPOSITORY / "notebooks" / f"{stage}.ipynb"
+
+
+def _load_record(run: Run) -> dict[str, Any]:
+    path = run.folder / "stages.json"
+    return read_json(path) if path.exists() else {}
+
+
+def execute(run: Run, stage: str) -> float:
+    """ノートブックを 1 つ実行し、実行済みの写しを `outputs/<run>/notebooks/` に残す。
+
+    Returns:
+        かかった秒数。
+
+    Raises:
+        WorkshopError: セルが失敗したとき（どのセルで何が起きたかを一文で）。
+    """
+    record = _load_record(run)
+    record.pop(stage, None)
+    (run.folder / stage / "metrics.json").unlink(missing_ok=True)
+    write_json(run.folder / "stages.json", record)
+    target = run.folder / "notebooks" / f"{stage}.ipynb"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    seconds = run.profile.expected_seconds
+    expected = float(seconds[STAGES.index(stage)]) if seconds else None
+    with Progress(run, stage, expected) as progress:
+        _WatchedEngine.progress = progress
+        try:
+            papermill.execute_notebook(
+                source_of(stage),
+                target,
+                parameters={"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name},
+                kernel_name="python3",
+                engine_name="watched",
+                progress_bar=False,
+                execution_timeout=_CELL_TIMEOUT_SECONDS,
+                cwd=str(REPOSITORY / "notebooks"),
+            )
+        except PapermillExecutionError as error:
+            if error.ename == "WorkshopError":
+                raise WorkshopError(str(error.evalue).rstrip("。"), f"実行の写しは {target} にあります") from None
+            raise WorkshopError(
+                f"{error.ename}: {str(error.evalue)[:300]}",
+                f"実行の写し {target} を開くと、どこで失敗したかが見えます",
+                f"{stage} のセル {error.cell_index + 1}",
+            ) from None
+        elapsed = progress.elapsed()
+    record[stage] = {"seconds": round(elapsed, 1), "source": file_sha256(source_of(stage))}
+    write_json(run.folder / "stages.json", record)
+    return elapsed
+
+
+def is_current(run: Run, stage: str) -> bool:
+    """終わっていて、ノートブックがその後変わっていないか。"""
+    found = _load_record(run).get(stage)
+    return run.is_done(stage) and found is not None and found["source"] == file_sha256(source_of(stage))
+
+
+def run_all(run: Run, stages: list[str], index: bool) -> None:
+    """段を順に実行する。終わっている段は飛ばし、一つでもやり直したら後ろもやり直す。
+
+    Raises:
+        WorkshopError: 重みが得られない、またはどれかの段が失敗したとき。
+    """
+    resolve(run.profile)
+    stale = False
+    try:
+        for stage in stages:
+            if not stale and is_current(run, stage):
+                print(f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}  済み（飛ばします）")
+                continue
+            stale = True
+            seconds = execute(run, stage)
+            print(f"    → {clock(seconds)}  {stage_summary(run, stage)}", flush=True)
+    finally:
+        (run.folder / "progress.json").unlink(missing_ok=True)
+        if index:
+            print_table(run)
+            print(f"\n読む: {write_index(run, _load_record(run))}")
+
+
+def print_table(run: Run) -> None:
+    """段・分・主な指標・成否の表を出す。"""
+    record = _load_record(run)
+    print(f"\n{'ノートブック':<20}{'分':>8}  状態  主な指標")
+    for stage in STAGES:
+        done = run.is_done(stage) and stage in record
+        minutes = f"{record[stage]['seconds'] / 60:.1f}" if done else "-"
+        print(f"{stage:<24}{minutes:>8}  {'ok  ' if done else '未完'}  {stage_summary(run, stage)}")
+    total = sum(entry["seconds"] for entry in record.values()) / 60
+    print(f"{'合計':<22}{total:>8.1f}")
+
+
+def main() -> None:
+    """コマンドの入口。"""
+    parser = argparse.ArgumentParser(description="ノートブックを順に実行する")
+    parser.add_argument("--profile", default="embedded")
+    parser.add_argument("--run", default=None, help="実行の名前（省くとプロファイル名）")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
+    parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
+    options = parser.parse_args()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    with command_line():
+        unknown = [name for name in options.stages if name not in STAGES]
+        if unknown:
+            raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(STAGES)}")
+        run = open_run(options.profile, options.run or None, options.seed)
+        chosen = [name for name in STAGES if not options.stages or name in options.stages]
+        run_all(run, chosen, index=not options.no_index)
+
+
+if __name__ == "__main__":
+    main()

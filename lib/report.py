@@ -1,0 +1,87 @@
+"""実行の結果を人に見せる: 段ごとの要約と、ブラウザで読む index.html。"""
+
+import html
+from pathlib import Path
+from typing import Any
+
+from lib.workspace import STAGES, Run, write_text
+
+_TITLES = {
+    "01_concepts": "ファインチューニングとは何か",
+    "02_dataset": "データを作り、見る",
+    "03_baseline": "何もしないモデルの実力",
+    "04_lora_sft": "LoRA SFT で事実を教える",
+    "05_preference": "好みを教える: DPO と ORPO",
+    "06_merge_to_gguf": "マージから GGUF まで",
+    "07_evaluation": "良くなったのかを測る",
+}
+
+# 段 → (指標の鍵, 見出し, 書式)
+_KEY_METRICS = {
+    "01_concepts": ("lora_max_difference", "自作 LoRA と PEFT の最大差", "{:.1e}"),
+    "02_dataset": ("leaks", "漏れ", "{:.0f} 件"),
+    "03_baseline": ("near_accuracy", "学習前の正答率", "{:.1%}"),
+    "04_lora_sft": ("near_accuracy", "学習後の正答率", "{:.1%}"),
+    "05_preference": ("dpo_pair_accuracy", "DPO 後のペア正解率", "{:.1%}"),
+    "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
+    "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
+}
+
+_STYLE = """
+body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;
+line-height:1.7;color:#1b1f24;background:#fff}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .6rem;border-bottom:1px solid #d9dde3}
+td.n{text-align:right}a{color:#0059a8}.missing{color:#8a4b00}footer{color:#57606a;font-size:.85rem;margin-top:2rem}
+"""
+
+
+def stage_summary(run: Run, stage: str) -> str:
+    """その段の主な指標を一言で。まだなら空。"""
+    if not run.is_done(stage):
+        return ""
+    key, label, form = _KEY_METRICS[stage]
+    value = run.metrics(stage).get(key)
+    return f"{label} {form.format(value)}" if value is not None else ""
+
+
+def notebook_html(source: Path, target: Path) -> Path:
+    """実行済みのノートブックを、外の資源に頼らない HTML にする。"""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="lab")
+    exporter.mathjax_url = exporter.require_js_url = exporter.mermaid_js_url = ""
+    body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
+    return write_text(target, body)
+
+
+def write_index(run: Run, record: dict[str, Any]) -> Path:
+    """実行済みのノートブックを HTML にし、入口の index.html を書く。
+
+    Args:
+        run: 実行。
+        record: 段 → {"seconds": 秒}。
+    """
+    rows = []
+    for stage in STAGES:
+        source = run.folder / "notebooks" / f"{stage}.ipynb"
+        title = html.escape(f"{stage[:2]} {_TITLES[stage]}")
+        if stage in record and source.exists():
+            notebook_html(source, run.folder / "html" / f"{stage}.html")
+            link = f'<a href="html/{stage}.html">{title}</a>'
+            minutes = f"{record[stage]['seconds'] / 60:.1f}"
+        else:
+            link, minutes = f'<span class="missing">{title}（未完）</span>', "–"
+        rows.append(
+            f'<tr><td>{link}</td><td class="n">{minutes}</td><td>{html.escape(stage_summary(run, stage))}</td></tr>'
+        )
+    page = f"""<!doctype html><html lang="ja"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1"><title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
+<style>{_STYLE}</style></head><body>
+<h1>ファインチューニング実践ワークショップ</h1>
+<p>この実行の数字は、すべてこの実行の中で計算されました。題名を押すと、実行済みのノートブックが読めます。</p>
+<table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>
+<footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)} ・ モデル {html.escape(run.profile.model)}
+ ・ 種 {run.seed}</footer></body></html>
+"""
+    return write_text(run.folder / "index.html", page)

@@ -1,0 +1,197 @@
+"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物と指標を、壊れない形で書く。
+
+各段は `outputs/<run>/<stage>/` に書き、最後に `metrics.json` を置く。これが「終わった」印になる。
+書きかけのファイルは一時名で作ってから改名するので、途中で止めても半端なものが本物に見えない。
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from lib.errors import WorkshopError
+from lib.profiles import Profile, get_profile
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+OUTPUTS = REPOSITORY / "outputs"
+STAGES = (
+    "01_concepts",
+    "02_dataset",
+    "03_baseline",
+    "04_lora_sft",
+    "05_preference",
+    "06_merge_to_gguf",
+    "07_evaluation",
+)
+_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
+
+
+def write_text(path: Path, text: str) -> Path:
+    """一時ファイルに書いてから改名する。途中で止まっても前の内容が残る。"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """JSON を壊れない形で書く。"""
+    return write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """JSON を読む。
+
+    Raises:
+        WorkshopError: 無い、または壊れているとき。
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
+    except json.JSONDecodeError as error:
+        raise WorkshopError(
+            "JSON として読めません", "このファイルを消して、作ったノートブックを実行し直してください", f"{path}:{error.lineno} 行目"
+        ) from None
+
+
+def versions() -> dict[str, str]:
+    """結果を左右する部品の版。"""
+    found = {"python": sys.version.split()[0]}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "なし"
+    return found
+
+
+@dataclass(frozen=True)
+class Run:
+    """一回の実行。
+
+    Attributes:
+        folder: `outputs/<run>`。
+        profile: 設定一式。
+        seed: 乱数の種。
+    """
+
+    folder: Path
+    profile: Profile
+    seed: int
+
+    def stage(self, name: str) -> Path:
+        """その段のフォルダ（無ければ作る）。"""
+        path = self.folder / name
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def is_done(self, name: str) -> bool:
+        """その段が最後まで終わっているか。"""
+        return (self.folder / name / "metrics.json").exists()
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """その段が記録した指標。"""
+        return read_json(self.folder / name / "metrics.json")
+
+    def finish(self, name: str, metrics: dict[str, float]) -> dict[str, float]:
+        """指標を書いて、段を「終わった」とする。ノートブックの最後のセルで呼ぶ。"""
+        write_json(self.stage(name) / "metrics.json", metrics)
+        return metrics
+
+    @contextmanager
+    def making(self, path: Path) -> Iterator[Path]:
+        """フォルダごとの成果物（アダプタなど）を、書き終えてから本来の名前にする。"""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
+            work = Path(temporary) / "new"
+            work.mkdir()
+            yield work
+            if path.exists():
+                path.rename(Path(temporary) / "old")
+            work.rename(path)
+
+    def require(self, *names: str) -> None:
+        """上流の段が無ければ、そのノートブックを実行して作る。
+
+        Raises:
+            WorkshopError: 上流の実行が失敗したとき。
+        """
+        missing = [name for name in names if not self.is_done(name)]
+        if not missing:
+            return
+        print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
+        command = [sys.executable, "-m", "lib.pipeline", "--profile", self.profile.name, "--run", self.folder.name]
+        command += ["--seed", str(self.seed), "--no-index", *missing]
+        process = subprocess.Popen(
+            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
+        )
+        last = ""
+        assert process.stdout is not None  # PIPE を渡したので必ずある
+        for line in process.stdout:
+            last = line.strip() or last
+            print(line, end="", flush=True)
+        if process.wait():
+            raise WorkshopError(
+                f"上流の実行が失敗しました: {last.removeprefix('✋ ')}", "上の表示を見て直し、もう一度実行してください"
+            )
+
+    def report_progress(self, done: int, total: int, note: str) -> None:
+        """長いセルの進み具合を、外から見えるファイルに書く。"""
+        write_json(self.folder / "progress.json", {"done": done, "total": total, "note": note, "time": time.time()})
+
+
+def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None) -> Run:
+    """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。
+
+    Args:
+        profile: プロファイル名。
+        run: 実行の名前。省くとプロファイル名。
+        seed: 乱数の種。
+        outputs: 出力の根（テスト用）。
+
+    Raises:
+        WorkshopError: 名前が使えない、別の設定の実行がある、書き込めないとき。
+    """
+    chosen = get_profile(profile)
+    name = run or chosen.name
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise WorkshopError(
+            f"実行の名前「{name}」は使えません", "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
+        )
+    folder = (outputs or OUTPUTS) / name
+    settings = {"profile": chosen.name, "seed": int(seed)}
+    record = folder / "run.json"
+    if record.exists():
+        found = read_json(record)
+        if {key: found.get(key) for key in settings} != settings:
+            raise WorkshopError(
+                f"このフォルダは別の設定（profile={found.get('profile')}, seed={found.get('seed')}）の実行です",
+                "RUN に別の名前を指定してください（何も上書きしていません）",
+                folder,
+            )
+    elif folder.exists() and any(folder.iterdir()):
+        raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
+    else:
+        try:
+            write_json(record, {**settings, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()})
+        except OSError as error:
+            raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
+    return Run(folder, chosen, int(seed))
+
+
