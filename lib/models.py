@@ -102,12 +102,13 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(folder: str | Path, profile: Profile) -> Any:
+def load_model(folder: str | Path, profile: Profile, trainable: bool = False) -> Any:
     """重みを読み込み、プロファイルの機器と精度に置く。
 
     Args:
         folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
         profile: 機器・精度・ベースモデルを決めるプロファイル。
+        trainable: アダプタを続けて学習するとき True。
 
     Raises:
         WorkshopError: 重みが壊れているとき、機器が無いとき。
@@ -134,14 +135,14 @@ def load_model(folder: str | Path, profile: Profile) -> Any:
         if is_adapter:
             from peft import PeftModel
 
-            model = PeftModel.from_pretrained(model, str(folder), is_trainable=False)
+            model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
     except (OSError, ValueError, RuntimeError) as error:
         raise WorkshopError(
             f"重みを読めません: {str(error).splitlines()[0][:200]}",
             "ファイルが途中で切れていないか、ベースと同じモデルから作ったアダプタかを確かめてください",
             folder,
         ) from None
-    return model.eval()
+    return model.train(trainable)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

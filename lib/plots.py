@@ -37,8 +37,10 @@ def rates(values: Mapping[str, tuple[float, float, float]], title: str) -> Figur
     figure, axes = plt.subplots(figsize=(8, 0.55 * len(values) + 1.0))
     names = list(values)[::-1]
     points = [100 * values[name][0] for name in names]
-    errors = [[100 * (values[n][0] - values[n][1]) for n in names], [100 * (values[n][2] - values[n][0]) for n in names]]
-    axes.barh(names, points, color=BLUE, xerr=errors, capsize=4, ecolor=GREY)
+    # 丸めで 0 をわずかに下回ることがあるので、0 で止める。
+    below = [max(0.0, 100 * (values[name][0] - values[name][1])) for name in names]
+    above = [max(0.0, 100 * (values[name][2] - values[name][0])) for name in names]
+    axes.barh(names, points, color=BLUE, xerr=[below, above], capsize=4, ecolor=GREY)
     axes.set_xlim(0, 108)
     axes.set_xlabel("%（線は 95% 区間）")
     axes.set_title(title)

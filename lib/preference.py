@@ -41,10 +41,12 @@ def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], 
         attention[index, :length] = 1
         target[index, len(prompt) : length] = torch.tensor(reply)
     ids, attention, target = (tensor.to(model.device) for tensor in (ids, attention, target))
-    logits = model(input_ids=ids, attention_mask=attention).logits[:, :-1].float()
-    keep = target[:, 1:] != -100
-    chosen = logits.log_softmax(-1).gather(-1, target[:, 1:].clamp(min=0).unsqueeze(-1)).squeeze(-1)
-    return (chosen * keep).sum(-1)
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    hidden = base.model(input_ids=ids, attention_mask=attention).last_hidden_state[:, :-1]
+    labels = target[:, 1:]
+    keep = labels != -100  # 出力層は回答の位置だけ通す。語彙は 5 万語あり、全部通すと時間の大半を捨てる
+    logprobs = base.lm_head(hidden[keep]).float().log_softmax(-1).gather(-1, labels[keep].unsqueeze(-1)).squeeze(-1)
+    return torch.zeros(labels.shape, device=labels.device).masked_scatter(keep, logprobs).sum(-1)
 
 
 def pair_margins(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], batch: int = 8) -> list[float]:

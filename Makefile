@@ -1,0 +1,53 @@
+# ファインチューニング実践ワークショップ
+PYTHON ?= python3
+PROFILE ?= embedded
+RUN ?=
+SEED ?= 0
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup fetch run test lab compare lint clean
+
+help: ## 使えるコマンドの一覧
+	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@echo "  変数: PROFILE=$(PROFILE) RUN=$(RUN) SEED=$(SEED)（例: make run RUN=my-first）"
+
+# torch だけは先に入れる: Linux で版を指定せずに入れると、数 GB の CUDA 版が来る。
+# 手元の CPU 版 → PyTorch の CPU 版の配布元 → PyPI（macOS はここで CPU/MPS 版）の順に試す。
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if (3, 11) <= v <= (3, 13) else f"✋ Python {v[0]}.{v[1]} は使えません。3.11〜3.13 を PYTHON=python3.12 のように指定してください。")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "環境を用意しています（初回は数分かかります）"
+	@torch=$$(sed -n 's/^torch==//p' constraints.txt); \
+	if [ "$$(uname -s)" = Linux ]; then \
+	  $(BIN)/pip install -q "torch==$$torch+cpu" 2>/dev/null \
+	  || $(BIN)/pip install -q "torch==$$torch+cpu" --index-url https://download.pytorch.org/whl/cpu 2>/dev/null \
+	  || $(BIN)/pip install -q "torch==$$torch"; \
+	else $(BIN)/pip install -q "torch==$$torch"; fi
+	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
+	@touch $@
+
+setup: $(READY) ## 環境（.venv）を作る
+
+fetch: $(READY) ## モデルと変換器を先に取っておく（オフラインに備える）
+	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
+
+run: $(READY) ## 01〜07 を順に実行し、表と index.html で終わる
+	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED)
+
+test: $(READY) ## テスト一式（環境の用意から）
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
+
+lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.
+
+compare: $(READY) ## 終わった実行を tests/expected.json と比べる
+	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"
+
+lint: $(READY) ## 書式をそろえる（ノートブックの出力も消す）
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb
+
+clean: ## .venv を消す（outputs は残す）
+	rm -rf $(VENV)
