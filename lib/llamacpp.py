@@ -109,4 +109,6 @@ def _wait_until_ready(chat: Chat, seconds: float = 60) -> None:
                 return
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.1)
-    raise WorkshopError(f"llama.cpp が {seconds:.0f} 秒たっても準備できません", "空きメモリを確かめてください", chat.address)
+    raise WorkshopError(
+        f"llama.cpp が {seconds:.0f} 秒たっても準備できません", "空きメモリを確かめてください", chat.address
+    )

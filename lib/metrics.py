@@ -16,7 +16,9 @@ from lib.dataset import Example
 # NFKC が写さない波ダッシュとマイナスを、写したあとの字にそろえる。
 _EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})
 _NUMBER = re.compile(r"\d+(?:\.\d+)?")
-_REFUSAL = re.compile(r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer")
+_REFUSAL = re.compile(
+    r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
+)
 
 
 def normalise(text: str) -> str:
@@ -154,5 +156,3 @@ def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, 
         }
         for example, answer in zip(examples, answers, strict=True)
     ]
-
-

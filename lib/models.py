@@ -19,7 +19,8 @@ def _check_terms(spec: ModelSpec) -> None:
     if spec.terms and os.environ.get(TERMS_VARIABLE.format(spec.terms)) != "yes":
         raise WorkshopError(
             f"{spec.hub_id} には利用規約（{spec.licence}）があります",
-            f"https://ai.google.dev/gemma/terms を読んで同意する場合だけ、環境変数 {TERMS_VARIABLE.format(spec.terms)}=yes を設定してください",
+            "https://ai.google.dev/gemma/terms を読んで同意する場合だけ、"
+            f"環境変数 {TERMS_VARIABLE.format(spec.terms)}=yes を設定してください",
         )
 
 

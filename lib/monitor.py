@@ -44,7 +44,9 @@ class LossMonitor(TrainerCallback):
         logs = logs or {}
         if "loss" not in logs:
             return
-        self.history.append({"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}})
+        self.history.append(
+            {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}}
+        )
         if not math.isfinite(logs["loss"]):
             raise WorkshopError(
                 f"損失が {logs['loss']} になりました",

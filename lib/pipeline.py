@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import papermill
+from jupyter_client.manager import AsyncKernelManager
 from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
@@ -69,6 +70,13 @@ class Progress:
         print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
 
 
+class _LocalKernelManager(AsyncKernelManager):
+    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。"""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"transport": "ipc", **settings})
+
+
 class _WatchedEngine(NBClientEngine):
     """papermill の標準の実行器に、セルの番号を知らせる口を足したもの。"""
 
@@ -87,6 +95,7 @@ class _WatchedEngine(NBClientEngine):
                 return original(cell, cell_index, **more)
 
             nb_man.cell_start = cell_start
+        kwargs["kernel_manager_class"] = _LocalKernelManager
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 

@@ -28,8 +28,8 @@ _KEY_METRICS = {
 }
 
 _STYLE = """
-body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;margin:2rem auto;padding:0 1rem;
-line-height:1.7;color:#1b1f24;background:#fff}
+body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;
+margin:2rem auto;padding:0 1rem;line-height:1.7;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .6rem;border-bottom:1px solid #d9dde3}
 td.n{text-align:right}a{color:#0059a8}.missing{color:#8a4b00}footer{color:#57606a;font-size:.85rem;margin-top:2rem}
 """
@@ -76,12 +76,13 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
             f'<tr><td>{link}</td><td class="n">{minutes}</td><td>{html.escape(stage_summary(run, stage))}</td></tr>'
         )
     page = f"""<!doctype html><html lang="ja"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width,initial-scale=1"><title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
 <style>{_STYLE}</style></head><body>
 <h1>ファインチューニング実践ワークショップ</h1>
 <p>この実行の数字は、すべてこの実行の中で計算されました。題名を押すと、実行済みのノートブックが読めます。</p>
 <table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>
-<footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)} ・ モデル {html.escape(run.profile.model)}
- ・ 種 {run.seed}</footer></body></html>
+<footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)}
+・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
 """
     return write_text(run.folder / "index.html", page)

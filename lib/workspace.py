@@ -66,7 +66,9 @@ def read_json(path: Path) -> Any:
         raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
     except json.JSONDecodeError as error:
         raise WorkshopError(
-            "JSON として読めません", "このファイルを消して、作ったノートブックを実行し直してください", f"{path}:{error.lineno} 行目"
+            "JSON として読めません",
+            "このファイルを消して、作ったノートブックを実行し直してください",
+            f"{path}:{error.lineno} 行目",
         ) from None
 
 
@@ -191,7 +193,7 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         try:
             write_json(record, {**settings, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()})
         except OSError as error:
-            raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
+            raise WorkshopError(
+                f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder
+            ) from None
     return Run(folder, chosen, int(seed))
-
-
