@@ -22,9 +22,9 @@ DATA = Path(__file__).resolve().parent.parent / "data"
 SYSTEM = "みなも堂の窓口です。"
 """学習・推論・GGUF・Modelfile のすべてで使うシステム文。短いのは、毎回読ませるトークンを惜しむため。"""
 
-TRAIN_FORMS = ("polite", "curt", "keyword", "indirect", "conditional", "typo", "story")
+TRAIN_FORMS = ("polite", "curt", "keyword", "indirect", "conditional", "typo", "story", "other_1", "other_2")
 NEAR_FORMS = ("request", "casual")
-FAR_FORMS = ("other_1", "other_2", "other_3")
+FAR_FORMS = ("other_3",)
 FORM_LABELS = {
     "polite": "丁寧",
     "curt": "ぶっきらぼう",
@@ -35,8 +35,8 @@ FORM_LABELS = {
     "story": "長い前置き",
     "request": "依頼（取り置き）",
     "casual": "友だち口調（取り置き）",
-    "other_1": "別の言葉 1（取り置き）",
-    "other_2": "別の言葉 2（取り置き）",
+    "other_1": "別の言葉 1",
+    "other_2": "別の言葉 2",
     "other_3": "別の言葉 3（取り置き）",
 }
 
@@ -75,7 +75,7 @@ class Split:
     Attributes:
         train: 学習例（学習用の事実 × 学習用の言い回し）。
         near: 学習した事実を、一度も見せない文型で尋ねる問題（話題の語は同じ）。
-        far: 学習した事実を、話題の語を一つも使わずに尋ねる問題。
+        far: 学習した事実を、話題の語を一つも使わない、見せていない言い方で尋ねる問題。
         unseen: 一度も教えない事実の問題。正答できたら漏れか偶然。
     """
 
@@ -172,7 +172,7 @@ def make_split(profile: Profile, lang: str = "ja") -> Split:
     return Split(
         train=_examples(taught, TRAIN_FORMS, lang),
         near=_examples(taught, NEAR_FORMS, lang),
-        far=_examples(taught, FAR_FORMS[: profile.far_questions], lang),
+        far=_examples(taught, FAR_FORMS, lang),
         unseen=_examples(unseen, NEAR_FORMS, lang),
     )
 

@@ -64,7 +64,7 @@ def test_split_keeps_phrasings_and_facts_apart(name):
 
 
 def test_no_leak_between_training_and_every_held_out_question():
-    profile = replace(get_profile("embedded"), train_facts=52, far_questions=3)
+    profile = replace(get_profile("embedded"), train_facts=52)
     split = make_split(profile)
     pairs, _ = make_pairs(split, profile.preference_pairs)
     ask_train, ask_test, _ = make_unanswerable()
