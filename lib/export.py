@@ -204,8 +204,8 @@ def open_gguf(path: Path) -> GGUFReader:
 def gguf_facts(path: Path) -> dict[str, Any]:
     """GGUF の中の、対話に関わる付帯情報を返す（テンプレート・eos・bos・pad）。"""
     fields = open_gguf(path).fields
-    wanted = ("tokenizer.chat_template", "tokenizer.ggml.eos_token_id", "tokenizer.ggml.bos_token_id")
-    wanted += ("tokenizer.ggml.padding_token_id", "tokenizer.ggml.add_bos_token", "tokenizer.ggml.pre")
+    keys = ("eos_token_id", "bos_token_id", "padding_token_id", "add_bos_token", "pre")
+    wanted = ["tokenizer.chat_template", *(f"tokenizer.ggml.{key}" for key in keys)]
     return {name: fields[name].contents() if name in fields else None for name in wanted}
 
 

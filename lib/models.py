@@ -126,7 +126,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             base,
             dtype=getattr(torch, profile.dtype),
             trust_remote_code=False,

@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from lib.workspace import STAGES, Run, write_text
+from lib.workspace import REPOSITORY, STAGES, Run, read_json, write_json, write_text
 
 _TITLES = {
     "01_concepts": "ファインチューニングとは何か",
@@ -86,3 +86,41 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 ・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
 """
     return write_text(run.folder / "index.html", page)
+
+
+_RECORDED = {
+    "07_evaluation.base_near_accuracy": "学習前: 取り置きの言い回し",
+    "07_evaluation.sft_near_accuracy": "SFT: 取り置きの言い回し",
+    "07_evaluation.sft_far_accuracy": "SFT: 別の言葉での質問",
+    "07_evaluation.sft_unseen_accuracy": "SFT: 教えていない事実",
+    "07_evaluation.sft_general_accuracy": "SFT: 一般の質問",
+    "07_evaluation.dpo_unanswerable_accuracy": "SFT + DPO: 断れた率",
+}
+
+
+def record_run(run: Run, machine: str) -> Path:
+    """終わった実行の要約を `data/recorded/` に「録画」として残す。
+
+    Args:
+        run: 07 まで終わった実行。
+        machine: 機械の説明（例「2 コア x86-64、GPU なし」）。
+    """
+    settings = read_json(run.folder / "run.json")
+    summary = {
+        label: f"{run.metrics(stage)[name]:.1%}"
+        for (stage, name), label in ((key.split("."), label) for key, label in _RECORDED.items())
+    }
+    results = run.metrics("04_lora_sft")
+    summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{run.profile.sft_epochs} 周）"
+    return write_json(
+        REPOSITORY / "data" / "recorded" / f"{run.profile.name}.json",
+        {
+            "profile": run.profile.name,
+            "model": run.profile.model,
+            "date": settings["created"][:10],
+            "machine": machine,
+            "seed": run.seed,
+            "versions": settings["versions"],
+            "summary": summary,
+        },
+    )
