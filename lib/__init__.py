@@ -6,9 +6,14 @@
 """
 
 import os
+import warnings
 
 # TRL と huggingface_hub は既定で利用状況を送る。教材は何も送らない。
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("DO_NOT_TRACK", "1")
 # fork した子で tokenizers が警告を出すのを防ぐ。
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# 進み具合は教材が自分で見せる。読込みの棒が実行済みのノートブックに何十本も残らないように。
+os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+# PEFT が呼ぶ transformers の旧名への警告。利用者にできることは無い。
+warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

@@ -116,7 +116,9 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
     """
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils.logging import disable_progress_bar
 
+    disable_progress_bar()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[profile.device]:
         raise WorkshopError(

@@ -2,8 +2,10 @@
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
+from IPython.display import DisplayHandle
 from transformers import TrainerCallback
 
 from lib.errors import WorkshopError
@@ -16,18 +18,21 @@ class LossMonitor(TrainerCallback):
     学習の設定には一切触れない（設定はノートブックにある）。
 
     Attributes:
-        history: `{"step": 手順, "loss": 損失, ...}` の列。Trainer の記録そのまま。
+        history: `{"step": 手順, "loss": 損失, ...}` の列。
+        draw: 記録から図を作る関数。渡すと、学習中に同じ場所で図を描き替える。
     """
 
-    def __init__(self, run: Run, label: str) -> None:
-        self.run = run
-        self.label = label
+    def __init__(self, run: Run, label: str, draw: Callable[[list[dict[str, float]]], Any] | None = None) -> None:
+        self.run, self.label, self.draw = run, label, draw
+        self._display = DisplayHandle()
         self.history: list[dict[str, float]] = []
         self._start = 0.0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """時計を始める。"""
         self._start = time.monotonic()
+        if self.draw:
+            self._display.display("（記録を待っています）")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """残り時間を見積もって知らせる。"""
@@ -44,10 +49,10 @@ class LossMonitor(TrainerCallback):
         logs = logs or {}
         if "loss" not in logs:
             return
-        self.history.append(
-            {"step": state.global_step, **{k: v for k, v in logs.items() if isinstance(v, (int, float))}}
-        )
-        if not math.isfinite(logs["loss"]):
+        self.history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items()}})
+        if self.draw and (len(self.history) % 4 == 2 or state.global_step == state.max_steps):
+            self._display.update(self.draw(self.history))
+        if not math.isfinite(float(logs["loss"])):
             raise WorkshopError(
                 f"損失が {logs['loss']} になりました",
                 "学習率が高すぎることがほとんどです。10 分の 1 にして試してください",
