@@ -127,8 +127,9 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
+    loader: Any = AutoModelForCausalLM
     try:
-        model: Any = AutoModelForCausalLM.from_pretrained(
+        model = loader.from_pretrained(
             base,
             dtype=getattr(torch, profile.dtype),
             trust_remote_code=False,
