@@ -34,8 +34,8 @@ _FILE_TYPE = {
 _FALLBACK = {_Q.Q2_K: _Q.Q4_0, _Q.Q3_K: _Q.Q4_0, _Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
 
 
-def _converter() -> Path:
-    """隔離した場所に置いた変換器のフォルダ（無ければ入れる）。"""
+def fetch_converter() -> Path:
+    """隔離した場所に置いた変換器のフォルダを返す（無ければ取得して入れる）。"""
     folder = cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
     if folder.exists():
         return folder
@@ -56,11 +56,6 @@ def _converter() -> Path:
     return folder
 
 
-def fetch_converter() -> Path:
-    """変換器をあらかじめ取得する（オフラインに備える `make fetch` が呼ぶ）。"""
-    return _converter()
-
-
 def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
     """safetensors のフォルダを F16 の GGUF にする。
 
@@ -76,7 +71,7 @@ def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(merged), "--outtype", "f16"]
     result = subprocess.run(
         [*command, "--outfile", str(partial), "--model-name", name],
-        env={**os.environ, "PYTHONPATH": str(_converter())},
+        env={**os.environ, "PYTHONPATH": str(fetch_converter())},
         capture_output=True,
         text=True,
     )

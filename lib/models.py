@@ -115,6 +115,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
         WorkshopError: 重みが壊れているとき、機器が無いとき。
     """
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
@@ -140,7 +141,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WorkshopError(
             f"重みを読めません: {str(error).splitlines()[0][:200]}",
             "ファイルが途中で切れていないか、ベースと同じモデルから作ったアダプタかを確かめてください",

@@ -7,6 +7,7 @@ import argparse
 import contextlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -76,25 +77,31 @@ class _LocalKernelManager(AsyncKernelManager):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"transport": "ipc", **settings})
 
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
+        """カーネル自身の独り言（止めたときのトレースバックなど）は画面でなく `kernel.log` に書く。"""
+        with (_WatchedEngine.progress.run.folder / "kernel.log").open("ab") as log:
+            await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": log})
+
+    _launch_kernel = _async_launch_kernel
+
 
 class _WatchedEngine(NBClientEngine):
     """papermill の標準の実行器に、セルの番号を知らせる口を足したもの。"""
 
-    progress: Progress | None = None
+    progress: Progress
 
     @classmethod
     def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
         watched = cls.progress
-        if watched is not None:
-            watched.cells = len(nb_man.nb.cells)
-            original = nb_man.cell_start
+        watched.cells = len(nb_man.nb.cells)
+        original = nb_man.cell_start
 
-            def cell_start(cell: Any, cell_index: Any = None, **more: Any) -> Any:
-                watched.cell = (cell_index or 0) + 1
-                (watched.run.folder / "progress.json").unlink(missing_ok=True)
-                return original(cell, cell_index, **more)
+        def cell_start(cell: Any, cell_index: Any = None, **more: Any) -> Any:
+            watched.cell = (cell_index or 0) + 1
+            (watched.run.folder / "progress.json").unlink(missing_ok=True)
+            return original(cell, cell_index, **more)
 
-            nb_man.cell_start = cell_start
+        nb_man.cell_start = cell_start
         kwargs["kernel_manager_class"] = _LocalKernelManager
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
@@ -156,6 +163,7 @@ def execute(run: Run, stage: str) -> float:
                 f"{stage} のセル {error.cell_index + 1}",
             ) from None
         elapsed = progress.elapsed()
+    record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
     record[stage] = {"seconds": round(elapsed, 1), "source": file_sha256(source_of(stage))}
     write_json(run.folder / "stages.json", record)
     return elapsed
@@ -212,6 +220,8 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
     options = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
+    # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     with command_line():
         unknown = [name for name in options.stages if name not in STAGES]
