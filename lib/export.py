@@ -142,16 +142,15 @@ def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
     reader = open_gguf(source)
     arch = str(reader.fields["general.architecture"].contents())
     layers = int(reader.fields[f"{arch}.block_count"].contents())
-    heads = int(reader.fields[f"{arch}.attention.head_count"].contents())
-    kv_heads = int(reader.fields[f"{arch}.attention.head_count_kv"].contents())
+    count = f"{arch}.attention.head_count"
+    gqa = int(reader.fields[count].contents()) // int(reader.fields[f"{count}_kv"].contents())
     tied = not any(t.name == "output.weight" for t in reader.tensors)
-    partial = target.with_suffix(".part")
-    writer = GGUFWriter(partial, arch)
+    writer = GGUFWriter(partial := target.with_suffix(".part"), arch)
     _copy_fields(reader, writer, kind)
     counts: Counter[str] = Counter()
     for tensor in reader.tensors:
         shape = tuple(int(n) for n in tensor.shape)
-        chosen = tensor_type(tensor.name, shape, kind, layers, heads // kv_heads, tied)
+        chosen = tensor_type(tensor.name, shape, kind, layers, gqa, tied)
         values = np.ascontiguousarray(tensor.data, dtype=np.float32)
         if len(shape) < 2:
             writer.add_tensor(tensor.name, values)
