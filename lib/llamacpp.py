@@ -45,8 +45,8 @@ class Chat:
             ) from None
 
     def tokenize(self, text: str) -> list[int]:
-        """文字列をトークン ID の列にする（制御トークンは制御として読む。BOS は足さない）。"""
-        return self.post("/tokenize", {"content": text, "add_special": False, "parse_special": True})["tokens"]
+        """`template` の文字列を、対話の口と同じくトークン ID の列にする（BOS はモデルの設定どおりに付く）。"""
+        return self.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
     def template(self, messages: list[dict[str, str]]) -> str:
         """GGUF の中のテンプレートで対話を文字列にする。"""
