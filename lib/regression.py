@@ -12,7 +12,7 @@ from lib.errors import WorkshopError, command_line
 from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, write_json
 
 EXPECTED = REPOSITORY / "tests" / "expected.json"
-# 速さは機械しだいなので比べない（比べるのは make bench の役目）。
+# 速さは機械しだいなので比べない。
 _NOT_COMPARED = ("_seconds", "_per_second")
 # 丸め誤差の指標は「これ以下ならよい」で、値そのものに意味はない。
 _UPPER_BOUNDS = {

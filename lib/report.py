@@ -89,12 +89,12 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 
 
 _RECORDED = {
-    "07_evaluation.base_near_accuracy": "学習前: 取り置きの言い回し",
-    "07_evaluation.sft_near_accuracy": "SFT: 取り置きの言い回し",
-    "07_evaluation.sft_far_accuracy": "SFT: 別の言葉での質問",
-    "07_evaluation.sft_unseen_accuracy": "SFT: 教えていない事実",
-    "07_evaluation.sft_general_accuracy": "SFT: 一般の質問",
-    "07_evaluation.dpo_unanswerable_accuracy": "SFT + DPO: 断れた率",
+    "base_near_accuracy": "学習前: 取り置きの言い回し",
+    "sft_near_accuracy": "SFT: 取り置きの言い回し",
+    "sft_far_accuracy": "SFT: 別の言葉での質問",
+    "sft_unseen_accuracy": "SFT: 教えていない事実",
+    "sft_general_accuracy": "SFT: 一般の質問",
+    "dpo_unanswerable_accuracy": "SFT + DPO: 断れた率",
 }
 
 
@@ -106,10 +106,8 @@ def record_run(run: Run, machine: str) -> Path:
         machine: 機械の説明（例「2 コア x86-64、GPU なし」）。
     """
     settings = read_json(run.folder / "run.json")
-    summary = {
-        label: f"{run.metrics(stage)[name]:.1%}"
-        for (stage, name), label in ((key.split("."), label) for key, label in _RECORDED.items())
-    }
+    scores = run.metrics("07_evaluation")
+    summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
     results = run.metrics("04_lora_sft")
     summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{run.profile.sft_epochs} 周）"
     return write_json(
