@@ -3,16 +3,17 @@ PYTHON ?= python3
 PROFILE ?= embedded
 RUN ?=
 SEED ?= 0
+DATA ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch run test lab compare lint clean
+.PHONY: help setup fetch check run test lab compare lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
-	@echo "  変数: PROFILE=$(PROFILE) RUN=$(RUN) SEED=$(SEED)（例: make run RUN=my-first）"
+	@echo "  変数: PROFILE=$(PROFILE) RUN=$(RUN) SEED=$(SEED) DATA=$(DATA)（例: make run DATA=data/my/規則.csv）"
 
 # torch だけは先に入れる: Linux で版を指定せずに入れると、数 GB の CUDA 版が来る。
 # 手元の CPU 版 → PyTorch の CPU 版の配布元 → PyPI（macOS はここで CPU/MPS 版）の順に試す。
@@ -34,8 +35,11 @@ setup: $(READY) ## 環境（.venv）を作る
 fetch: $(READY) ## モデルと変換器を先に取っておく（オフラインに備える）
 	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
 
+check: $(READY) ## 自分のデータを検査する（例: make check DATA=data/my/規則.csv）
+	@$(BIN)/python -m lib.validate "$(DATA)"
+
 run: $(READY) ## 01〜07 を順に実行し、表と index.html で終わる
-	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED)
+	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest

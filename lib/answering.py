@@ -12,7 +12,9 @@ def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def answer_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], profile: Profile) -> list[str]:
+def answer_prompts(
+    model: Any, tokenizer: Any, prompts: Sequence[str], profile: Profile, temperature: float = 0.0
+) -> list[str]:
     """テンプレート済みの文字列に、長さ順の束で答える。
 
     Args:
@@ -20,12 +22,14 @@ def answer_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], profile: 
         tokenizer: そのトークナイザ。左詰めで使い、終わったら元に戻す。
         prompts: `render` の結果の列。
         profile: 束の大きさと最大トークン数を決める。
+        temperature: 0 なら貪欲。正なら、その温度で語彙全体からサンプリングする。
 
     Returns:
         prompts と同じ順の答え（特殊トークンを除き、前後の空白を落とした文字列）。
     """
     import torch
 
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     side, tokenizer.padding_side = tokenizer.padding_side, "left"
@@ -40,7 +44,7 @@ def answer_prompts(model: Any, tokenizer: Any, prompts: Sequence[str], profile: 
                 output = model.generate(
                     **batch,
                     max_new_tokens=profile.answer_tokens,
-                    do_sample=False,
+                    **sampling,
                     pad_token_id=tokenizer.pad_token_id,
                     eos_token_id=tokenizer.eos_token_id,
                 )

@@ -1,4 +1,4 @@
-"""事実から学習例・取り置き・選好ペアを作り、漏れを調べる。
+"""事実から、学習例と取り置きを作る。
 
 分け方はここのコードだけが決める。乱数の種には依存しないので、種を変えても試験の問題は変わらない。
 """
@@ -6,7 +6,6 @@
 import hashlib
 import json
 import re
-import unicodedata
 from collections import defaultdict
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -15,9 +14,9 @@ from typing import Any
 
 from lib.errors import WorkshopError
 from lib.profiles import Profile
-from lib.workspace import write_text
+from lib.workspace import REPOSITORY, write_text
 
-DATA = Path(__file__).resolve().parent.parent / "data"
+DATA = REPOSITORY / "data"
 
 SYSTEM = "みなも堂の窓口です。"
 """学習・推論・GGUF・Modelfile のすべてで使うシステム文。短いのは、毎回読ませるトークンを惜しむため。"""
@@ -38,7 +37,13 @@ FORM_LABELS = {
     "other_1": "別の言葉 1",
     "other_2": "別の言葉 2",
     "other_3": "別の言葉 3（取り置き）",
+    "as_is": "書かれたまま",
+    "wrapped": "前置きつき（機械が作成）",
+    "wrapped_test": "前置きつき（機械が作成、取り置き）",
+    "own_test": "自分で書いた別の言い回し（取り置き）",
 }
+SUBSETS = (10, 50, 100, 300)
+"""学習例の数を変える実験に使う、入れ子の部分集合の大きさ（最後に「全部」が付く）。"""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,8 @@ class Example:
         question: 質問文。
         answer: 正解の文。
         figures: 正解に必ず入る数値。答えの無い質問では空。"general" では、どれか一つが入れば正解の語。
+        system: システム文。
+        history: この質問より前の往復（`messages` の形）。
     """
 
     fact_id: str
@@ -58,10 +65,13 @@ class Example:
     question: str
     answer: str
     figures: tuple[str, ...]
+    system: str = SYSTEM
+    history: tuple[dict[str, str], ...] = ()
 
     def prompt(self) -> list[dict[str, str]]:
-        """チャットの形の入力（システム文と質問）。"""
-        return [{"role": "system", "content": SYSTEM}, {"role": "user", "content": self.question}]
+        """チャットの形の入力（システム文、前の往復、質問）。"""
+        first = {"role": "system", "content": self.system}
+        return [first, *self.history, {"role": "user", "content": self.question}]
 
     def sft_row(self) -> dict[str, Any]:
         """TRL の会話型 prompt–completion。損失は completion だけに掛かる。"""
@@ -77,12 +87,15 @@ class Split:
         near: 学習した事実を、一度も見せない文型で尋ねる問題（話題の語は同じ）。
         far: 学習した事実を、話題の語を一つも使わない、見せていない言い方で尋ねる問題。
         unseen: 一度も教えない事実の問題。正答できたら漏れか偶然。
+        ask_train, ask_test: 答えの無い質問（正解は断り）。話題で分けてある。
     """
 
     train: list[Example]
     near: list[Example]
     far: list[Example]
     unseen: list[Example]
+    ask_train: list[Example]
+    ask_test: list[Example]
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -115,7 +128,10 @@ def write_examples(path: Path, examples: list[Example]) -> Path:
 
 def read_examples(path: Path) -> list[Example]:
     """`write_examples` が書いた JSONL を読む。"""
-    return [Example(**{**row, "figures": tuple(row["figures"])}) for row in read_jsonl(path)]
+    return [
+        Example(**{**row, "figures": tuple(row["figures"]), "history": tuple(row["history"])})
+        for row in read_jsonl(path)
+    ]
 
 
 def general_questions(lang: str = "en", level: str = "easy") -> list[Example]:
@@ -127,14 +143,15 @@ def general_questions(lang: str = "en", level: str = "easy") -> list[Example]:
     ]
 
 
-def _stable_order(key: str) -> str:
+def stable_order(key: str) -> str:
+    """乱数の種に頼らない、いつも同じ並びの鍵（SHA-256）。"""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 def _ordered_facts() -> list[dict[str, Any]]:
     """分野を交互に並べた事実。先頭から何件取っても分野が偏らない。"""
     by_category: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for fact in sorted(read_jsonl(DATA / "support" / "facts.jsonl"), key=lambda f: _stable_order(f["id"])):
+    for fact in sorted(read_jsonl(DATA / "support" / "facts.jsonl"), key=lambda f: stable_order(f["id"])):
         by_category[fact["category"]].append(fact)
     columns = [by_category[name] for name in sorted(by_category)]
     return [fact for row in zip_longest(*columns) for fact in row if fact is not None]
@@ -169,17 +186,54 @@ def make_split(profile: Profile, lang: str = "ja") -> Split:
             f"プロファイル {profile.name}",
         )
     taught, unseen = facts[: profile.train_facts], facts[-profile.heldout_facts :]
+    ask_train, ask_test, _ = make_unanswerable(lang)
     return Split(
         train=_examples(taught, TRAIN_FORMS, lang),
         near=_examples(taught, NEAR_FORMS, lang),
         far=_examples(taught, FAR_FORMS, lang),
         unseen=_examples(unseen, NEAR_FORMS, lang),
+        ask_train=ask_train,
+        ask_test=ask_test,
     )
 
 
-def make_unanswerable(lang: str = "ja") -> tuple[list[Example], list[Example], dict[str, str]]:
-    """答えの無い質問を（学習用, 取り置き, ID→でたらめな答え）に分ける。三つに一つの話題を取り置く。"""
-    rows = sorted(read_jsonl(DATA / "support" / "unanswerable.jsonl"), key=lambda r: _stable_order(r["id"]))
+def make_subsets(profile: Profile, lang: str = "ja") -> dict[str, list[Example]]:
+    """取り置きの事実を除く全事実の学習例を、入れ子の部分集合（10, 50, 100, 300, all）にする。
+
+    並びは「全事実を 1 通りずつ、次に 2 通り目を…」なので、小さい集合は大きい集合の先頭であり、
+    例が増えることは言い回しが増えることを意味する。取り置きは `make_split` と同じもの。
+    """
+    facts = _ordered_facts()[: -profile.heldout_facts]
+    forms = [form for form in TRAIN_FORMS if form in facts[0][lang]["questions"]]
+    everything = [example for form in forms for example in _examples(facts, (form,), lang)]
+    return {**{str(size): everything[:size] for size in SUBSETS}, "all": everything}
+
+
+def conversations(split: Split, lang: str = "ja") -> list[Example]:
+    """何往復かの会話を、最後の答えを学ぶ例にする。試験の事実が出る会話は除く。
+
+    前の往復は `history` に入り、読むだけで損失は掛からない。
+    """
+    hidden = {example.fact_id for example in split.unseen}
+    examples = []
+    for row in read_jsonl(DATA / "support" / "conversations.jsonl"):
+        if hidden.isdisjoint(row["facts"]):
+            *history, question, answer = row[lang]["messages"]
+            examples.append(
+                Example(row["id"], "conversation", question["content"], answer["content"], (), SYSTEM, tuple(history))
+            )
+    return examples
+
+
+def make_unanswerable(lang: str = "ja", kinds: str = "") -> tuple[list[Example], list[Example], dict[str, str]]:
+    """答えの無い質問を（学習用, 取り置き, ID→でたらめな答え）に分ける。三つに一つの話題を取り置く。
+
+    Args:
+        lang: "ja" か "en"。
+        kinds: "out_of_domain" なら、店と関係のない話題だけを使う。空なら全部。
+    """
+    rows = [row for row in read_jsonl(DATA / "support" / "unanswerable.jsonl") if row["kind"].startswith(kinds)]
+    rows.sort(key=lambda row: stable_order(row["id"]))
     made_up = {row["id"]: row[lang]["made_up"] for row in rows}
     parts: tuple[list[Example], list[Example]] = ([], [])
     for index, row in enumerate(rows):
@@ -193,79 +247,3 @@ def make_unanswerable(lang: str = "ja") -> tuple[list[Example], list[Example], d
 def refusal_only(answer: str) -> str:
     """断りの一文だけを残す（続く案内は、135M の予算では長すぎる）。"""
     return re.split(r"(?<=。)|(?<=\.)\s", answer, maxsplit=1)[0]
-
-
-def make_pairs(split: Split, count: int, lang: str = "ja") -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """選好ペアを（学習用, 取り置き）で返す。
-
-    半分は「数字が違う」（正しい答え 対 別の事実の答えの数字）、半分は「でたらめ」（断り 対 作り話）。
-    取り置きは、学習に出ない文型と話題で作る。
-
-    Returns:
-        TRL の会話型の選好データ。各行に `reason`（なぜ悪いか）を添える。
-    """
-    ask_train, ask_test, made_up = make_unanswerable(lang)
-
-    def wrong(examples: list[Example]) -> list[dict[str, Any]]:
-        figures = sorted({e.figures[0] for e in examples}, key=_stable_order)
-        return [_pair(e, e.answer, _swap_figure(e, figures), "数字が違う") for e in examples]
-
-    def invented(examples: list[Example]) -> list[dict[str, Any]]:
-        return [_pair(e, e.answer, made_up[e.fact_id], "でたらめ") for e in examples]
-
-    def spread(rows: list[dict[str, Any]], number: int) -> list[dict[str, Any]]:
-        return sorted(rows, key=lambda r: _stable_order(r["prompt"][-1]["content"] + r["reason"]))[:number]
-
-    train = spread(wrong(split.train), count // 2) + spread(invented(ask_train), count - count // 2)
-    test = spread(wrong(split.near), 24) + spread(invented(ask_test), 24)
-    return sorted(train, key=lambda r: _stable_order(r["prompt"][-1]["content"])), test
-
-
-def _swap_figure(example: Example, figures: list[str]) -> str:
-    """正解の数値を、同じ単位の別の事実の数値（無ければ 1 桁目を変えたもの）に替えた、もっともらしい誤答。"""
-    mine = example.figures[0]
-    unit = re.sub(r"[\d.]", "", mine)
-    others = [figure for figure in figures if figure != mine and re.sub(r"[\d.]", "", figure) == unit]
-    start = int(_stable_order(example.question), 16)
-    other = others[start % len(others)] if others else str((int(mine[0]) % 9) + 1) + mine[1:]
-    return example.answer.replace(mine, other)
-
-
-def _pair(example: Example, chosen: str, rejected: str, reason: str) -> dict[str, Any]:
-    return {
-        "prompt": example.prompt(),
-        "chosen": [{"role": "assistant", "content": chosen}],
-        "rejected": [{"role": "assistant", "content": rejected}],
-        "reason": reason,
-    }
-
-
-def normalise_question(text: str) -> str:
-    """漏れの検査用の正規化: NFKC・小文字・空白と記号の除去。"""
-    return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).lower())
-
-
-def _trigrams(text: str) -> set[str]:
-    return {text[i : i + 3] for i in range(max(1, len(text) - 2))}
-
-
-def find_leaks(train: list[str], test: list[str], threshold: float = 0.8) -> list[tuple[str, str, float]]:
-    """試験の質問と同じ、またはほぼ同じ学習の質問を探す。
-
-    Args:
-        train: 学習の質問。
-        test: 試験の質問。
-        threshold: 文字 3-gram の Jaccard 係数がこれ以上なら「ほぼ同じ」。0.8 は
-            20 字の文で 1 字違い程度にあたる。
-
-    Returns:
-        (試験の質問, 学習の質問, 似かた 0–1) の列。空なら漏れなし。
-    """
-    seen = [(text, _trigrams(normalise_question(text))) for text in train]
-    leaks = []
-    for question in test:
-        grams = _trigrams(normalise_question(question))
-        best = max(((len(grams & other) / len(grams | other), text) for text, other in seen), default=(0.0, ""))
-        if best[0] >= threshold:
-            leaks.append((question, best[1], best[0]))
-    return leaks

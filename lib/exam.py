@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.answering import answer
-from lib.dataset import Example, general_questions, make_unanswerable, read_examples
+from lib.dataset import Example, general_questions, read_examples
 from lib.metrics import Interval, paired_bootstrap, score_rows, wilson
 from lib.profiles import Profile
 from lib.workspace import Run, read_json, write_json, write_text
@@ -38,10 +38,10 @@ class Exam:
 
 
 def build_exam(run: Run) -> Exam:
-    """02 が書いた取り置きと、答えの無い質問・一般の質問から試験を作る。"""
+    """02 が書いた取り置きと、一般の質問から試験を作る。"""
     folder = run.folder / "02_dataset"
-    parts = {name: read_examples(folder / f"{name}.jsonl") for name in ("near", "far", "unseen")}
-    parts["unanswerable"] = make_unanswerable()[1]
+    files = {"near": "near", "far": "far", "unseen": "unseen", "unanswerable": "ask_test"}
+    parts = {part: read_examples(folder / f"{name}.jsonl") for part, name in files.items()}
     parts["general"] = general_questions()
     if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
         parts = {name: examples[:12] for name, examples in parts.items()}

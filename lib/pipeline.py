@@ -23,7 +23,7 @@ from lib.errors import WorkshopError, command_line
 from lib.models import resolve
 from lib.report import stage_summary, write_index
 from lib.weights import file_sha256
-from lib.workspace import REPOSITORY, STAGES, Run, open_run, read_json, write_json
+from lib.workspace import BUILT_IN, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 _CELL_TIMEOUT_SECONDS = 3600
@@ -119,6 +119,18 @@ def source_of(stage: str) -> Path:
     return REPOSITORY / "notebooks" / f"{stage}.ipynb"
 
 
+def _parameters(run: Run, stage: str) -> dict[str, Any]:
+    """段のノートブックに渡す値。どのデータを使うかは 02 だけが決める。"""
+    values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name}
+    return {**values, "DATA": run.data} if stage == "02_dataset" else values
+
+
+def _fingerprint(run: Run, stage: str) -> str:
+    """段の結果を左右するもの（ノートブックと、02 では自分のデータ）の SHA-256。"""
+    path = data_path(run.data) if stage == "02_dataset" else None
+    return file_sha256(source_of(stage)) + (f"+{file_sha256(path)}" if path else "")
+
+
 def _load_record(run: Run) -> dict[str, Any]:
     path = run.folder / "stages.json"
     return read_json(path) if path.exists() else {}
@@ -147,7 +159,7 @@ def execute(run: Run, stage: str) -> float:
             papermill.execute_notebook(
                 source_of(stage),
                 target,
-                parameters={"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name},
+                parameters=_parameters(run, stage),
                 kernel_name="python3",
                 engine_name="watched",
                 progress_bar=False,
@@ -164,15 +176,15 @@ def execute(run: Run, stage: str) -> float:
             ) from None
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
-    record[stage] = {"seconds": round(elapsed, 1), "source": file_sha256(source_of(stage))}
+    record[stage] = {"seconds": round(elapsed, 1), "source": _fingerprint(run, stage)}
     write_json(run.folder / "stages.json", record)
     return elapsed
 
 
 def is_current(run: Run, stage: str) -> bool:
-    """終わっていて、ノートブックがその後変わっていないか。"""
+    """終わっていて、ノートブックと自分のデータがその後変わっていないか。"""
     found = _load_record(run).get(stage)
-    return run.is_done(stage) and found is not None and found["source"] == file_sha256(source_of(stage))
+    return run.is_done(stage) and found is not None and found["source"] == _fingerprint(run, stage)
 
 
 def run_all(run: Run, stages: list[str], index: bool) -> None:
@@ -216,6 +228,7 @@ def main() -> None:
     parser.add_argument("--profile", default="embedded")
     parser.add_argument("--run", default=None, help="実行の名前（省くとプロファイル名）")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="", help="自分のデータ（CSV・JSONL などの場所、または data/my を表す my）")
     parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
     options = parser.parse_args()
@@ -227,8 +240,9 @@ def main() -> None:
         unknown = [name for name in options.stages if name not in STAGES]
         if unknown:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(STAGES)}")
-        run = open_run(options.profile, options.run or None, options.seed)
-        chosen = [name for name in STAGES if not options.stages or name in options.stages]
+        run = open_run(options.profile, options.run or None, options.seed, data=options.data)
+        first = 0 if run.data == BUILT_IN else 1  # 01 は概念の章で、データを使わない
+        chosen = [name for name in STAGES[first:] if not options.stages or name in options.stages]
         run_all(run, chosen, index=not options.no_index)
 
 

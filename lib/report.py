@@ -99,7 +99,7 @@ _RECORDED = {
 
 
 def record_run(run: Run, machine: str) -> Path:
-    """終わった実行の要約を `data/recorded/` に「録画」として残す。
+    """終わった実行の要約を `data/recorded/runs/` に「録画」として残す。
 
     Args:
         run: 07 まで終わった実行。
@@ -111,7 +111,7 @@ def record_run(run: Run, machine: str) -> Path:
     results = run.metrics("04_lora_sft")
     summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{run.profile.sft_epochs} 周）"
     return write_json(
-        REPOSITORY / "data" / "recorded" / f"{run.profile.name}.json",
+        REPOSITORY / "data" / "recorded" / "runs" / f"{run.profile.name}.json",
         {
             "profile": run.profile.name,
             "model": run.profile.model,

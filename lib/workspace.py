@@ -32,6 +32,7 @@ STAGES = (
     "06_merge_to_gguf",
     "07_evaluation",
 )
+BUILT_IN = "support"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
 
 
@@ -91,11 +92,13 @@ class Run:
         folder: `outputs/<run>`。
         profile: 設定一式。
         seed: 乱数の種。
+        data: データの場所（作り付けなら "support"）。
     """
 
     folder: Path
     profile: Profile
     seed: int
+    data: str = BUILT_IN
 
     def stage(self, name: str) -> Path:
         """その段のフォルダ（無ければ作る）。"""
@@ -139,7 +142,7 @@ class Run:
             return
         print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
         command = [sys.executable, "-m", "lib.pipeline", "--profile", self.profile.name, "--run", self.folder.name]
-        command += ["--seed", str(self.seed), "--no-index", *missing]
+        command += ["--seed", str(self.seed), "--data", self.data, "--no-index", *missing]
         process = subprocess.Popen(
             command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
         )
@@ -158,20 +161,60 @@ class Run:
         write_json(self.folder / "progress.json", {"done": done, "total": total, "note": note, "time": time.time()})
 
 
-def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None) -> Run:
+def data_path(data: str) -> Path | None:
+    """DATA に書かれた場所を絶対パスにする。作り付けのデータなら None。
+
+    `my` は `data/my/` のこと。相対パスは、いまの場所、リポジトリの順に探す。
+
+    Raises:
+        WorkshopError: 見つからないとき。
+    """
+    if data in ("", BUILT_IN):
+        return None
+    for candidate in (Path(data), REPOSITORY / data, REPOSITORY / "data" / data):
+        if candidate.exists():
+            path = candidate.resolve()
+            return _single_file(path) if path.is_dir() else path
+    raise WorkshopError(
+        f"データ「{data}」が見つかりません",
+        'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください',
+    )
+
+
+def _single_file(folder: Path) -> Path:
+    """フォルダの中の、ただ一つのデータファイル。
+
+    Raises:
+        WorkshopError: 無い、または二つ以上あるとき。
+    """
+    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jsonl", ".json", ".csv", ".tsv", ".parquet"})
+    if len(files) != 1:
+        names = "、".join(path.name for path in files) or "なし"
+        raise WorkshopError(
+            f"データのファイルが一つに決まりません（候補: {names}）", "DATA にファイルの場所を書いてください", folder
+        )
+    return files[0]
+
+
+def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
     """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。
 
     Args:
         profile: プロファイル名。
-        run: 実行の名前。省くとプロファイル名。
+        run: 実行の名前。省くとプロファイル名（自分のデータなら、その名前も付く）。
         seed: 乱数の種。
         outputs: 出力の根（テスト用）。
+        data: データの場所。空なら、その実行が覚えているもの（初めてなら作り付けの "support"）。
 
     Raises:
         WorkshopError: 名前が使えない、別の設定の実行がある、書き込めないとき。
     """
     chosen = get_profile(profile)
     name = run or chosen.name
+    if path := data_path(data):
+        # リポジトリの中なら相対で覚える（別の機械に写した実行でも同じ意味になるように）。
+        data = str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
+        name = run or f"{chosen.name}-{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:40]}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise WorkshopError(
             f"実行の名前「{name}」は使えません", "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
@@ -181,19 +224,25 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
     record = folder / "run.json"
     if record.exists():
         found = read_json(record)
-        if {key: found.get(key) for key in settings} != settings:
+        remembered = found.get("data", BUILT_IN)
+        if {key: found.get(key) for key in settings} != settings or data not in ("", remembered):
             raise WorkshopError(
-                f"このフォルダは別の設定（profile={found.get('profile')}, seed={found.get('seed')}）の実行です",
+                "このフォルダは別の設定"
+                f"（profile={found.get('profile')}, seed={found.get('seed')}, data={remembered}）の実行です",
                 "RUN に別の名前を指定してください（何も上書きしていません）",
                 folder,
             )
     elif folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
     else:
+        remembered = data or BUILT_IN
         try:
-            write_json(record, {**settings, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()})
+            write_json(
+                record,
+                {**settings, "data": remembered, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()},
+            )
         except OSError as error:
             raise WorkshopError(
                 f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder
             ) from None
-    return Run(folder, chosen, int(seed))
+    return Run(folder, chosen, int(seed), remembered)

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 
@@ -12,16 +13,18 @@ from lib.dataset import (
     NEAR_FORMS,
     TRAIN_FORMS,
     Example,
-    find_leaks,
-    make_pairs,
+    conversations,
     make_split,
+    make_subsets,
     make_unanswerable,
     read_examples,
     read_jsonl,
     write_examples,
 )
 from lib.errors import WorkshopError
-from lib.metrics import is_correct, is_refusal, states_figure
+from lib.leaks import find_leaks
+from lib.metrics import is_correct, is_refusal, makes_up_figure, states_figure
+from lib.pairs import make_pairs
 from lib.profiles import PROFILES, get_profile
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
@@ -119,3 +122,44 @@ def test_sanyo_answers_trace_to_a_fact():
     assert all(figure in row["answer"] for row in core + extended for figure in row["figures"])
     assert len({row["question"] for row in core + extended}) == len(core) + len(extended)
     assert not any("1899" in row["answer"] for row in core + extended)
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
+    profile = get_profile("embedded")
+    subsets = make_subsets(profile, lang)
+    sizes = [len(part) for part in subsets.values()]
+    assert list(subsets) == ["10", "50", "100", "300", "all"] and sizes[:4] == [10, 50, 100, 300] and sizes[4] > 350
+    parts = list(subsets.values())
+    assert all(large[: len(small)] == small for small, large in pairwise(parts))
+    hidden = {e.fact_id for e in make_split(profile, lang).unseen}
+    assert hidden.isdisjoint(e.fact_id for e in parts[-1])
+    assert len({e.fact_id for e in subsets["50"]}) == 50 and len({e.form for e in subsets["300"]}) >= 5
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_conversations_state_only_the_figures_of_their_facts(lang):
+    facts = {fact["id"]: fact for fact in FACTS}
+    split = make_split(get_profile("embedded"), lang)
+    held_out = [e.question for e in split.near + split.far + split.unseen + split.ask_test]
+    rows = read_jsonl(DATA / "support" / "conversations.jsonl")
+    assert len(rows) >= 20 and len(conversations(split, lang)) >= 8
+    for row in rows:
+        turns = row[lang]["messages"]
+        assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2) and len(turns) >= 4
+        known = Example("", "", "", "", tuple(f for i in row["facts"] for f in facts[i][lang]["figures"]))
+        assert not any(makes_up_figure(known, t["content"]) for t in turns if t["role"] == "assistant"), row["id"]
+        assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
+
+
+def test_general_questions_do_not_appear_in_the_mix():
+    questions, mix = (read_jsonl(DATA / "general" / f"{name}.jsonl") for name in ("questions", "mix"))
+    assert len(questions) >= 40 and len(mix) >= 40
+    for lang in ("ja", "en"):
+        assert find_leaks([r[lang]["question"] for r in mix], [r[lang]["question"] for r in questions]) == []
+
+
+@pytest.mark.parametrize("folder", ["support", "sanyo", "general", "school", "recorded", "my"])
+def test_every_data_folder_has_a_card(folder):
+    text = (DATA / folder / "README.md").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in text or "CC0" in text or folder == "my"
