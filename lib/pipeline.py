@@ -23,7 +23,7 @@ from lib.errors import WorkshopError, command_line
 from lib.models import resolve
 from lib.report import stage_summary, write_index
 from lib.weights import file_sha256
-from lib.workspace import BUILT_IN, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
+from lib.workspace import REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 _CELL_TIMEOUT_SECONDS = 3600
@@ -214,7 +214,7 @@ def print_table(run: Run) -> None:
     """段・分・主な指標・成否の表を出す。"""
     record = _load_record(run)
     print(f"\n{'ノートブック':<20}{'分':>8}  状態  主な指標")
-    for stage in STAGES:
+    for stage in run.stages:
         done = run.is_done(stage) and stage in record
         minutes = f"{record[stage]['seconds'] / 60:.1f}" if done else "-"
         print(f"{stage:<24}{minutes:>8}  {'ok  ' if done else '未完'}  {stage_summary(run, stage)}")
@@ -241,9 +241,8 @@ def main() -> None:
         if unknown:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(STAGES)}")
         run = open_run(options.profile, options.run or None, options.seed, data=options.data)
-        first = 0 if run.data == BUILT_IN else 1  # 01 は概念の章で、データを使わない
-        chosen = [name for name in STAGES[first:] if not options.stages or name in options.stages]
-        run_all(run, chosen, index=not options.no_index)
+        wanted = options.stages or run.stages
+        run_all(run, [name for name in STAGES if name in wanted], index=not options.no_index)
 
 
 if __name__ == "__main__":

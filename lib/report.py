@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from lib.workspace import REPOSITORY, STAGES, Run, read_json, write_json, write_text
+from lib.workspace import REPOSITORY, Run, read_json, write_json, write_text
 
 _TITLES = {
     "01_concepts": "ファインチューニングとは何か",
@@ -63,7 +63,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
         record: 段 → {"seconds": 秒}。
     """
     rows = []
-    for stage in STAGES:
+    for stage in run.stages:
         source = run.folder / "notebooks" / f"{stage}.ipynb"
         title = html.escape(f"{stage[:2]} {_TITLES[stage]}")
         if stage in record and source.exists():
@@ -83,7 +83,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 <p>この実行の数字は、すべてこの実行の中で計算されました。題名を押すと、実行済みのノートブックが読めます。</p>
 <table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>
 <footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)}
-・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
+・ データ {html.escape(run.data)} ・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
 """
     return write_text(run.folder / "index.html", page)
 

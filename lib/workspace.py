@@ -100,6 +100,11 @@ class Run:
     seed: int
     data: str = BUILT_IN
 
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """この実行で通す段。01 は概念の章でデータを使わないので、自分のデータの実行では省く。"""
+        return STAGES if self.data == BUILT_IN else STAGES[1:]
+
     def stage(self, name: str) -> Path:
         """その段のフォルダ（無ければ作る）。"""
         path = self.folder / name

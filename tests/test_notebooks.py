@@ -122,8 +122,37 @@ def test_a_notebook_opened_alone_makes_what_it_needs():
     assert list(read_json(OUTPUTS / name / "stages.json")) == ["02_dataset", "03_baseline"]
 
 
+def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
+    """テストの中で初めて作る 50 行の CSV が、1 行も書き換えずに最後まで走る（学習の効果は問わない）。"""
+    items = ["鉛筆", "定規", "地図", "電池", "切手", "風船", "積木", "雑巾", "軍手", "石鹸"]
+    asks = [
+        "{}の値段は？",
+        "{}はいくらですか。",
+        "{}を買うと何円払いますか。",
+        "{}、いくらする？",
+        "{}の価格を知りたい。",
+    ]
+    lines = [f"{ask.format(name)},{name}は{137 + 41 * i}円です。" for ask in asks for i, name in enumerate(items)]
+    table = tmp_path / "値段表.csv"
+    table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")
+    name = "pytest-own"
+    shutil.rmtree(OUTPUTS / name, ignore_errors=True)
+    process = start("--run", name, "--data", str(table))
+    output, _ = process.communicate(timeout=900)
+    assert process.returncode == 0, output
+    assert list(read_json(OUTPUTS / name / "stages.json")) == list(STAGES[1:])
+    rows = read_json(OUTPUTS / name / "07_evaluation" / "comparison_evaluation.json")
+    own = [row for row in rows if row["model"] == "SFT" and row["part"] in ("near", "far", "unseen")]
+    assert {row["reference"] for row in own} <= {line.split(",")[1] for line in lines} and own
+    assert all(row["answer"] for row in own)
+    table.write_text("質問,回答\r\n", encoding="cp932")  # 書き換えたら、黙って古い結果を使わない
+    process = start("--run", name)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1 and "一つもありません" in output and "Traceback" not in output, output
+
+
 def test_mistakes_on_the_command_line_are_one_sentence():
-    for arguments in (["--profile", "nope"], ["--run", "../x"], ["09_nothing"]):
+    for arguments in (["--profile", "nope"], ["--run", "../x"], ["09_nothing"], ["--data", "data/my/ない.csv"]):
         process = start(*arguments)
         output, _ = process.communicate(timeout=120)
         assert process.returncode == 1 and output.count("✋") == 1 and "Traceback" not in output, output
