@@ -3,7 +3,7 @@
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +42,9 @@ def build_exam(run: Run) -> Exam:
     folder = run.folder / "02_dataset"
     files = {"near": "near", "far": "far", "unseen": "unseen", "unanswerable": "ask_test"}
     parts = {part: read_examples(folder / f"{name}.jsonl") for part, name in files.items()}
-    parts["general"] = general_questions()
+    # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
+    system = parts["near"][0].system
+    parts["general"] = [replace(example, system=system) for example in general_questions()]
     if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
         parts = {name: examples[:12] for name, examples in parts.items()}
     return Exam(parts)

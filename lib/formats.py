@@ -209,7 +209,7 @@ def convert(data: dict[str, Any], target: str, allow_loss: bool = False) -> dict
     if target == "preference":
         raise WorkshopError(f"{form} からは preference を作れません", "悪い答え（rejected）を人が用意してください")
     if form == "preference" and not allow_loss:
-        raise _loss("rejected（悪い答え）", target)
+        raise _loss(" rejected（悪い答え）", target)
     made = _from_messages(_to_messages(data, form), target, allow_loss)
     if clash := sorted(made.keys() & extra.keys()):
         raise _loss(f"もとからある列 {'、'.join(clash)}", target)
@@ -218,7 +218,7 @@ def convert(data: dict[str, Any], target: str, allow_loss: bool = False) -> dict
 
 def _loss(what: str, target: str) -> WorkshopError:
     return WorkshopError(
-        f"{target} に直すと {what} が失われます", "別の形を選ぶか、捨ててよいものなら除いてから直してください"
+        f"{target} に直すと{what}が失われます", "別の形を選ぶか、捨ててよいものなら除いてから直してください"
     )
 
 

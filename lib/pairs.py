@@ -1,6 +1,6 @@
 """選好ペアを作る: 規則から、人が書いたものから、モデルに何度も答えさせたものから。
 
-悪い理由は四つだけ: 数字が違う・でたらめ・あいまい・ぶっきらぼう。どれも規則で確かめられる。
+悪い理由は四つだけ: 数字が違う・でたらめ・あいまい・無礼。どれも規則で確かめられる。
 """
 
 import json
@@ -15,7 +15,7 @@ from lib.dataset import DATA, Example, Split, make_unanswerable, read_jsonl, sta
 from lib.errors import WorkshopError
 from lib.metrics import is_refusal, makes_up_figure, states_figure
 
-WRONG, MADE_UP, VAGUE, RUDE = "数字が違う", "でたらめ", "あいまい", "ぶっきらぼう"
+WRONG, MADE_UP, VAGUE, RUDE = "数字が違う", "でたらめ", "あいまい", "無礼"
 REASONS = {"wrong_figure": WRONG, "made_up": MADE_UP, "vague": VAGUE, "rude": RUDE}
 # 害の大きい順。間違った数字は、言葉づかいの悪さより先に直したい。
 _GOODNESS = {WRONG: 0, MADE_UP: 0, VAGUE: 1, RUDE: 2, "": 3}

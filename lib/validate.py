@@ -16,7 +16,7 @@ from lib.models import load_tokenizer, resolve
 from lib.profiles import get_profile
 from lib.textcheck import repair
 from lib.textfile import Problem, Row
-from lib.workspace import write_json
+from lib.workspace import locate, write_json
 
 _MARKS = {"error": "✋ エラー", "warning": "⚠ 警告", "note": "・ 注意"}
 
@@ -200,18 +200,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-tokens", action="store_true", help="トークン数を数えない")
     options = parser.parse_args(arguments)
     with command_line():
-        path = find_file(options.file)
+        source = str(locate(options.file) or options.file)
+        path = find_file(source)
         if options.json and Path(options.json).suffix != ".json":
             raise WorkshopError("--json の書き先が .json ではありません", "名前を .json で終えてください", options.json)
         if options.json and path and Path(options.json).resolve() == path.resolve():
             raise WorkshopError("--json の書き先がもとのファイルです", "別の名前にしてください", options.json)
         tokenizer = None if options.no_tokens else load_tokenizer(resolve(get_profile("embedded")))
-        report = check_file(options.file, tokenizer, options.max_tokens)
+        report = check_file(source, tokenizer, options.max_tokens)
         print(report.text())
         if options.json:
             _write_report(Path(options.json), report)
         if options.fix:
-            _print_fix(options.file, options.fix, fix_file(options.file, options.fix))
+            _print_fix(source, options.fix, fix_file(source, options.fix))
     raise SystemExit(1 if report.count("error") else 0)
 
 

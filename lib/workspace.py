@@ -166,20 +166,24 @@ class Run:
         write_json(self.folder / "progress.json", {"done": done, "total": total, "note": note, "time": time.time()})
 
 
+def locate(name: str) -> Path | None:
+    """名前の場所。いまの場所、リポジトリ、リポジトリの data/ の順に探し、無ければ None。"""
+    return next((p for p in (Path(name), REPOSITORY / name, REPOSITORY / "data" / name) if name and p.exists()), None)
+
+
 def data_path(data: str) -> Path | None:
     """DATA に書かれた場所を絶対パスにする。作り付けのデータなら None。
 
-    `my` は `data/my/` のこと。相対パスは、いまの場所、リポジトリの順に探す。
+    `my` は `data/my/` のこと（探す順は `locate`）。
 
     Raises:
         WorkshopError: 見つからないとき。
     """
     if data in ("", BUILT_IN):
         return None
-    for candidate in (Path(data), REPOSITORY / data, REPOSITORY / "data" / data):
-        if candidate.exists():
-            path = candidate.resolve()
-            return _single_file(path) if path.is_dir() else path
+    if found := locate(data):
+        path = found.resolve()
+        return _single_file(path) if path.is_dir() else path
     raise WorkshopError(
         f"データ「{data}」が見つかりません",
         'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください',
