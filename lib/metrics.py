@@ -86,9 +86,9 @@ class Interval:
     def verdict(self) -> str:
         """差の区間から言葉を決める。平均だけでは決めない。"""
         if self.low > 0:
-            return "良くなった"
+            return "上がった"
         if self.high < 0:
-            return "悪くなった"
+            return "下がった"
         return "差は示せない"
 
     def as_percent(self) -> str:

@@ -8,8 +8,8 @@ from lib.workspace import REPOSITORY, STAGES, Run, read_json, write_json, write_
 
 _TITLES = {
     "01_concepts": "ファインチューニングとは何か",
-    "02_dataset": "データを作り、見る",
-    "03_baseline": "何もしないモデルの実力",
+    "02_dataset": "データを作り、調べ、分ける",
+    "03_baseline": "学習前の実力",
     "04_lora_sft": "LoRA SFT で事実を教える",
     "05_preference": "好みを教える: DPO と ORPO",
     "06_merge_to_gguf": "マージから GGUF まで",

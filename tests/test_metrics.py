@@ -66,8 +66,8 @@ def test_wilson_ends_solve_the_score_equation():
 
 
 def test_verdict_follows_the_interval_not_the_mean():
-    assert paired_bootstrap([False] * 20, [True] * 20).verdict() == "良くなった"
-    assert paired_bootstrap([True] * 20, [False] * 20).verdict() == "悪くなった"
+    assert paired_bootstrap([False] * 20, [True] * 20).verdict() == "上がった"
+    assert paired_bootstrap([True] * 20, [False] * 20).verdict() == "下がった"
     assert paired_bootstrap([True, False] * 10, [False, True] * 10).verdict() == "差は示せない"
 
 
