@@ -80,7 +80,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 <title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
 <style>{_STYLE}</style></head><body>
 <h1>ファインチューニング実践ワークショップ</h1>
-<p>この実行の数字は、すべてこの実行の中で計算されました。題名を押すと、実行済みのノートブックが読めます。</p>
+<p>測った数字は、すべてこの実行の中で計算しました（「録画」と書いたものを除く）。題名を押すと、実行済みのノートブックが読めます。</p>
 <table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>
 <footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)}
 ・ データ {html.escape(run.data)} ・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
@@ -108,6 +108,9 @@ def record_run(run: Run, machine: str) -> Path:
     settings = read_json(run.folder / "run.json")
     scores = run.metrics("07_evaluation")
     summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
+    gguf = run.metrics("06_merge_to_gguf")
+    for kind in ("F16", *run.profile.quantizations):
+        summary[f"GGUF {kind}: 取り置きの言い回し"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
     results = run.metrics("04_lora_sft")
     summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{run.profile.sft_epochs} 周）"
     return write_json(
