@@ -14,6 +14,8 @@ from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json,
 EXPECTED = REPOSITORY / "tests" / "expected.json"
 # 速さは機械しだいなので比べない。
 _NOT_COMPARED = ("_seconds", "_per_second")
+# 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
+_LEAST_SHARE = 0.03
 # 丸め誤差の指標は「これ以下ならよい」で、値そのものに意味はない。
 _UPPER_BOUNDS = {
     "01_concepts.lora_max_difference": 1e-5,
@@ -35,11 +37,11 @@ def collect(run: Run) -> dict[str, float]:
     }
 
 
-def expected_from(runs: list[dict[str, float]], least: float = 0.042) -> dict[str, dict[str, Any]]:
+def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     """複数の種の実行から、期待値と許す幅を作る。
 
     中心は中央値、幅は「中央値からの最大のずれ × 2」。種が 3 つでは外れを見逃すので 2 倍し、
-    正答率などの割合では最低 `least`（24 問の部分の 1 問ぶん、4.2 点）を許す。トークンの一致は 1 点まで。
+    正答率などの割合では最低 `_LEAST_SHARE`（3 点）を許す。トークンの一致は 1 点まで。
     丸め誤差の指標は上限だけを持つ。
     """
     result: dict[str, dict[str, Any]] = {}
@@ -51,7 +53,7 @@ def expected_from(runs: list[dict[str, float]], least: float = 0.042) -> dict[st
         centre = statistics.median(values)
         spread = max(abs(value - centre) for value in values)
         is_share = name.endswith(("accuracy", "rate", "gain", "gain_low"))
-        floor = least if is_share else abs(centre) * 0.01
+        floor = _LEAST_SHARE if is_share else abs(centre) * 0.01
         result[name] = {
             "value": centre,
             "tolerance": round(max(2 * spread, floor), 6),
@@ -87,19 +89,20 @@ def print_drift(rows: list[dict[str, Any]]) -> bool:
 
 
 def record(profile: str, names: list[str], target: Path = EXPECTED) -> None:
-    """同じプロファイルの、種の違う実行から期待値のファイルを書く。
+    """同じプロファイルの、種の違う 3 つ以上の実行から期待値のファイルを書く。
 
-    種が 3 つ未満のときは、ばらつきを知らないまま決めた幅なので「暫定」と記し、割合の最低幅を 10 点に広げる。
+    Raises:
+        WorkshopError: 種が 3 つ未満のとき。
     """
     settings = {name: read_json(OUTPUTS / name / "run.json") for name in names}
     runs = [open_run(profile, name, settings[name]["seed"]) for name in names]
-    provisional = len({run.seed for run in runs}) < 3
+    if len({run.seed for run in runs}) < 3:
+        raise WorkshopError("期待値には、違う種の実行が 3 つ以上要ります", "SEED を変えて make run をしてください")
     everything = read_json(target) if target.exists() else {}
     everything[profile] = {
         "versions": settings[names[0]]["versions"],
         "seeds": [run.seed for run in runs],
-        "provisional": provisional,
-        "metrics": expected_from([collect(run) for run in runs], 0.10 if provisional else 0.03),
+        "metrics": expected_from([collect(run) for run in runs]),
     }
     write_json(target, everything)
     print(f"書きました: {target}")
