@@ -1,8 +1,10 @@
-"""学習の見張り: 損失の記録、残り時間、NaN で止める。"""
+"""学習の見張り: 損失の記録、残り時間、NaN で止める。続きから始めるための印を探す。"""
 
+import json
 import math
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from IPython.display import DisplayHandle
@@ -10,6 +12,23 @@ from transformers import TrainerCallback
 
 from lib.errors import WorkshopError
 from lib.workspace import Run
+
+
+def last_checkpoint(folder: Path) -> str | None:
+    """最後まで書かれた、いちばん新しいチェックポイント。無ければ None（最初から学習する）。
+
+    Trainer はチェックポイントを直接その場所に書き、`trainer_state.json` を最後に書く。途中で kill -9 されると
+    重みだけの半端なフォルダが残るので、番号ではなく、この最後のファイルが読めるかで選ぶ。
+    """
+
+    def step(path: Path) -> int:
+        try:
+            return int(json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+        except (OSError, ValueError, KeyError):
+            return -1
+
+    found = max(folder.glob("checkpoint-*"), key=step, default=None)
+    return str(found) if found and step(found) >= 0 else None
 
 
 class LossMonitor(TrainerCallback):
@@ -47,14 +66,15 @@ class LossMonitor(TrainerCallback):
             WorkshopError: 損失が有限でないとき。
         """
         logs = logs or {}
-        if "loss" not in logs:
+        if "loss" not in logs and "eval_loss" not in logs:
             return
         self.history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items()}})
         if self.draw and (len(self.history) % 4 == 2 or state.global_step == state.max_steps):
             self._display.update(self.draw(self.history))
-        if not math.isfinite(float(logs["loss"])):
+        if not math.isfinite(float(logs.get("loss", 0.0))):
+            kept = last_checkpoint(Path(args.output_dir))
             raise WorkshopError(
-                f"損失が {logs['loss']} になりました",
-                "学習率が高すぎることがほとんどです。10 分の 1 にして試してください",
+                f"損失が {logs['loss']} になったので止めました（壊れる前の状態は {kept or '残っていません'}）",
+                "学習率が高すぎることがほとんどなので、10 分の 1 にして試してください",
                 f"{self.label} {state.global_step} ステップ目",
             )
