@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test lab compare lint clean
+.PHONY: help setup fetch check run test bench lab compare lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -43,6 +43,9 @@ run: $(READY) ## 01〜07 を順に実行し、表と index.html で終わる
 
 test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
+
+bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方。15 分ほど、ほかの処理を止めて）
+	@PYTHONPATH=. $(BIN)/python tests/bench.py
 
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.

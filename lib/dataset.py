@@ -21,7 +21,10 @@ DATA = REPOSITORY / "data"
 SYSTEM = "みなも堂の窓口です。"
 """学習・推論・GGUF・Modelfile のすべてで使うシステム文。短いのは、毎回読ませるトークンを惜しむため。"""
 
-TRAIN_FORMS = ("polite", "curt", "keyword", "indirect", "conditional", "typo", "story", "other_1", "other_2")
+TRAIN_FORMS = ("polite", "curt", "keyword", "other_1", "indirect", "story", "other_2")
+"""学習に使う型。先頭から何種かだけ使っても、型と言葉の違いが両方入る並び。"""
+DEV_FORMS = ("conditional", "typo")
+"""学習の途中で損失を見るための型（早期終了と、最良の時点を選ぶため）。試験にも学習にも使わない。"""
 NEAR_FORMS = ("request", "casual")
 FAR_FORMS = ("other_3",)
 FORM_LABELS = {
@@ -29,8 +32,8 @@ FORM_LABELS = {
     "curt": "ぶっきらぼう",
     "keyword": "検索語",
     "indirect": "遠回し",
-    "conditional": "仮定",
-    "typo": "誤字",
+    "conditional": "仮定（開発用）",
+    "typo": "誤字（開発用）",
     "story": "長い前置き",
     "request": "依頼（取り置き）",
     "casual": "友だち口調（取り置き）",
@@ -39,6 +42,7 @@ FORM_LABELS = {
     "other_3": "別の言葉 3（取り置き）",
     "as_is": "書かれたまま",
     "wrapped": "前置きつき（機械が作成）",
+    "wrapped_dev": "前置きつき（機械が作成、開発用）",
     "wrapped_test": "前置きつき（機械が作成、取り置き）",
     "own_test": "自分で書いた別の言い回し（取り置き）",
 }
@@ -84,6 +88,7 @@ class Split:
 
     Attributes:
         train: 学習例（学習用の事実 × 学習用の言い回し）。
+        dev: 学習中に損失を見る例（学習用の事実 × 開発用の言い回し、1 事実に 1 例）。
         near: 学習した事実を、一度も見せない文型で尋ねる問題（話題の語は同じ）。
         far: 学習した事実を、話題の語を一つも使わない、見せていない言い方で尋ねる問題。
         unseen: 一度も教えない事実の問題。正答できたら漏れか偶然。
@@ -91,6 +96,7 @@ class Split:
     """
 
     train: list[Example]
+    dev: list[Example]
     near: list[Example]
     far: list[Example]
     unseen: list[Example]
@@ -166,6 +172,12 @@ def _examples(facts: list[dict[str, Any]], forms: tuple[str, ...], lang: str) ->
     ]
 
 
+def _dev_example(fact: dict[str, Any], index: int, lang: str) -> Example:
+    """その事実の、開発用の一例。二つの型を交互に使う。"""
+    written = _examples([fact], DEV_FORMS, lang)
+    return written[index % len(written)]
+
+
 def make_split(profile: Profile, lang: str = "ja") -> Split:
     """プロファイルの件数で分ける。
 
@@ -188,7 +200,8 @@ def make_split(profile: Profile, lang: str = "ja") -> Split:
     taught, unseen = facts[: profile.train_facts], facts[-profile.heldout_facts :]
     ask_train, ask_test, _ = make_unanswerable(lang)
     return Split(
-        train=_examples(taught, TRAIN_FORMS, lang),
+        train=_examples(taught, TRAIN_FORMS[: profile.train_forms], lang),
+        dev=[_dev_example(fact, index, lang) for index, fact in enumerate(taught)],
         near=_examples(taught, NEAR_FORMS, lang),
         far=_examples(taught, FAR_FORMS, lang),
         unseen=_examples(unseen, NEAR_FORMS, lang),

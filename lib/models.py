@@ -4,6 +4,8 @@
 """
 
 import os
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,33 @@ def resolve(profile: Profile) -> Path:
         f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
         "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
     )
+
+
+def choose_threads() -> str:
+    """CPU の計算に使うスレッド数を、短い行列積で測って選ぶ（ほかの処理と取り合うと、多いほど遅いことがある）。
+
+    Returns:
+        何本を選んだかを伝える文。
+    """
+    import torch
+
+    left, right = torch.randn(1024, 576), torch.randn(576, 1536)
+    most = torch.get_num_threads()
+    seconds = {}
+    for count in sorted({1, max(1, most // 2), most}):
+        torch.set_num_threads(count)
+        left @ right  # 1 回目はスレッドの用意が混じる
+        seconds[count] = min(_seconds(lambda: [left @ right for _ in range(8)]) for _ in range(3))
+    best = min(seconds, key=lambda count: seconds[count])
+    torch.set_num_threads(best)
+    rate = 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
+    return f"CPU のスレッド: {best} 本（{most} 本まで試し、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）"
+
+
+def _seconds(work: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def load_tokenizer(folder: str | Path) -> Any:

@@ -30,6 +30,8 @@ _TEST_WRAPPERS = {
     "ja": ("ひとつ聞いてもいいですか。{}", "友人に聞かれました。{}"),
     "en": ("May I ask something? {}", "A friend wants to know: {}"),
 }
+_DEV_EXAMPLES = 16  # 途中で何度も測るので、多いと学習より長く掛かる
+_DEV_WRAPPER = {"ja": "参考までに、{}", "en": "For reference: {}"}
 _UNIT = (
     r"(?:時間|分間|秒間|日間|週間|か月|ヶ月|カ月|ヵ月|年間|営業日|ポイント|パーセント|キロ|メートル|グラム|リットル"
     r"|[A-Za-z%％℃°]+|[一-龠々])?"
@@ -101,11 +103,11 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
 
     - 事実の 1 割（少なくとも 1 件）は教えない（unseen）。
     - 残りの事実は、言い回しが二つ以上あれば一つを far に取り置く。無ければ機械の前置きで代える。
-    - near は、学習した言い回しに、学習に出ない前置きを付けたもの。
+    - near は、学習した言い回しに、学習に出ない前置きを付けたもの。dev も同じ作り方で、別の前置きを使う。
 
     Args:
         path: データのファイル。
-        profile: 学習例の数の目安（`train_facts` × 9）を決める。
+        profile: 学習例の数の目安（`train_facts` × 言い回しの数）を決める。
         seen: 説明の文を足す先（事実の数、取り置き、予算で捨てた数）。
 
     Raises:
@@ -123,7 +125,7 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
         )
     hidden = max(1, len(facts) // 10)
     taught, unseen = facts[:-hidden], facts[-hidden:]
-    budget = profile.train_facts * len(TRAIN_FORMS)
+    budget = profile.train_facts * min(profile.train_forms, len(TRAIN_FORMS))
     if len(taught) > budget:
         notes.append(
             f"教える事実 {len(taught)} 件は予算（{budget} 例）を超えるので、先頭の {budget} 件だけを使います。"
@@ -138,7 +140,8 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
     ask_train, ask_test, _ = make_unanswerable(_language(taught), "out_of_domain")
     system = taught[0][0].system
     asks = [[_refusal(example, system) for example in part] for part in (ask_train, ask_test)]
-    return Split(train, near, far, [_example(row, "own_test") for rows in unseen for row in rows], *asks)
+    dev = [_example(rows[0], "wrapped_dev", _DEV_WRAPPER[_language(taught)]) for rows in taught[:_DEV_EXAMPLES]]
+    return Split(train, dev, near, far, [_example(row, "own_test") for rows in unseen for row in rows], *asks)
 
 
 def _phrase(facts: list[list[OwnRow]], per_fact: int) -> tuple[list[Example], list[Example], list[Example]]:

@@ -24,7 +24,8 @@ def test_a_school_csv_made_by_excel_becomes_a_split():
     written = {row.question for row in rows}
     assert {e.question for e in split.far} <= written
     trained = {e.question for e in split.train}
-    assert trained.isdisjoint(e.question for e in split.near + split.far + split.unseen)
+    assert len(split.dev) == 16 and {e.fact_id for e in split.dev} <= taught
+    assert trained.isdisjoint(e.question for e in split.dev + split.near + split.far + split.unseen)
     assert all(held.question not in question for held in split.far for question in trained)
     assert all(is_correct(e, e.answer) and e.form in FORM_LABELS for e in split.train + split.far + split.unseen)
     assert all(figure[0].isdigit() for e in split.train for figure in e.figures)
@@ -42,7 +43,7 @@ def test_the_budget_of_a_profile_is_kept(tmp_path):
     path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
     notes: list[str] = []
     split = own_split(path, get_profile("embedded"), notes)
-    assert len(split.train) == 2 * 144 and len(split.unseen) == 100
+    assert len(split.train) == 2 * 112 and len(split.unseen) == 100
     assert any("予算" in note for note in notes) and any("一つだけ" in note for note in notes)
 
 

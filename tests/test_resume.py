@@ -9,7 +9,8 @@ import sys
 import pytest
 
 from lib.errors import WorkshopError
-from lib.monitor import LossMonitor, last_checkpoint
+from lib.models import choose_threads
+from lib.monitor import LossMonitor, last_checkpoint, resume_point
 from lib.workspace import REPOSITORY, open_run
 
 
@@ -57,3 +58,82 @@ def test_a_broken_loss_stops_and_names_what_was_kept(tmp_path):
     with pytest.raises(WorkshopError, match="学習率が高すぎる") as error:
         monitor.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": float("nan")})
     assert "checkpoint-4" in str(error.value)
+
+
+def test_changed_settings_or_data_never_continue_the_old_training(tmp_path, capsys):
+    settings = {"lr": 1e-3, "modules": {"q", "v", "k"}}
+    assert resume_point(tmp_path, settings, ["a"]) is None
+
+    def stop_at(step):
+        (tmp_path / f"checkpoint-{step}").mkdir(parents=True)
+        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
+
+    stop_at(4)
+    assert resume_point(tmp_path, {"modules": {"v", "k", "q"}, "lr": 1e-3}, ["a"]).endswith("checkpoint-4")
+    assert "続けます" in capsys.readouterr().out
+    assert resume_point(tmp_path, {**settings, "lr": 2e-3}, ["a"]) is None and last_checkpoint(tmp_path) is None
+    assert "変わった" in capsys.readouterr().out
+    stop_at(4)
+    (tmp_path / "inputs.json").unlink()  # いつの設定か分からない控えは使わない
+    assert resume_point(tmp_path, settings, ["a"]) is None and last_checkpoint(tmp_path) is None
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_early_stopping_counts_rises_in_a_row_and_restores_the_best(tiny_llama, tmp_path, patience):
+    """開発用の損失を台本どおりに返す Trainer で、n 回続いた所で止まり、最良の重みに戻ることを見る。"""
+    script = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.8, 1.9]
+    stops = {1: 3, 2: 6, 3: 7}  # 上がった回数は、最良を更新するたびに数え直す
+    trainer = scripted_trainer(tiny_llama, tmp_path, script, patience)
+    trainer.train()
+    assert trainer.state.global_step == stops[patience]
+    best = min(script[: stops[patience]])
+    assert trainer.state.best_metric == best
+    kept = trainer.weights_at[script.index(best) + 1]
+    assert all(bool((value == kept[name]).all()) for name, value in adapter_weights(trainer.model).items())
+    assert any(bool((value != kept[name]).any()) for name, value in trainer.weights_at[stops[patience]].items())
+
+
+def adapter_weights(model):
+    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
+
+
+def scripted_trainer(model, folder, script, patience):
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import EarlyStoppingCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from lib.models import load_tokenizer
+
+    class Scripted(SFTTrainer):
+        weights_at = {}
+
+        def evaluate(self, *args, **kwargs):
+            self.weights_at[self.state.global_step] = adapter_weights(self.model)
+            metrics = {"eval_loss": script[self.state.global_step - 1]}
+            self.log(metrics)
+            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+            return metrics
+
+    rows = Dataset.from_list([{"prompt": f"{i} は", "completion": f"{i} です。"} for i in range(8)])
+    config = SFTConfig(
+        output_dir=str(folder), max_steps=len(script), per_device_train_batch_size=4, learning_rate=5e-3,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2,
+        load_best_model_at_end=True, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0,
+        activation_checkpointing=False,
+    )  # fmt: skip
+    return Scripted(
+        model=str(model), args=config, train_dataset=rows, eval_dataset=rows,
+        processing_class=load_tokenizer(model),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=patience)],
+    )  # fmt: skip
+
+
+def test_the_thread_probe_leaves_a_usable_number():
+    import torch
+
+    before = torch.get_num_threads()
+    said = choose_threads()
+    assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said
+    torch.set_num_threads(before)

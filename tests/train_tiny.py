@@ -14,7 +14,7 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig, SFTTrainer
 
 from lib.models import load_tokenizer
-from lib.monitor import last_checkpoint
+from lib.monitor import resume_point
 
 
 class Slow(TrainerCallback):
@@ -34,12 +34,13 @@ def main() -> None:
         save_strategy="steps", save_steps=3, save_total_limit=2, use_cpu=True, bf16=False, report_to="none",
         disable_tqdm=True, seed=0, activation_checkpointing=False, train_sampling_strategy="group_by_length",
     )  # fmt: skip
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules="all-linear")
+    settings = (config.to_dict(), lora.to_dict(), rows)
     trainer = SFTTrainer(
         model=str(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(model),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules="all-linear"),
-        callbacks=[Slow()],
+        peft_config=lora, callbacks=[Slow()],
     )  # fmt: skip
-    trainer.train(resume_from_checkpoint=last_checkpoint(output))
+    trainer.train(resume_from_checkpoint=resume_point(output, *settings))
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     (output / "losses.json").write_text(json.dumps(losses))
 
