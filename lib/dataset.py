@@ -149,6 +149,19 @@ def general_questions(lang: str = "en", level: str = "easy") -> list[Example]:
     ]
 
 
+def general_mix(count: int, lang: str = "ja") -> list[Example]:
+    """店の例に混ぜる、一般の問答の先頭 count 件（忘却を防ぐため。`general_questions` とは重ならない）。
+
+    Raises:
+        WorkshopError: 用意した数より多く求めたとき。
+    """
+    rows = read_jsonl(DATA / "general" / "mix.jsonl")
+    if count > len(rows):
+        raise WorkshopError(f"一般の問答は {len(rows)} 件しかありません", f"{count} 件より減らしてください", DATA)
+    rows.sort(key=lambda row: stable_order(row["id"]))
+    return [Example(row["id"], "mix", row[lang]["question"], row[lang]["answer"], ()) for row in rows[:count]]
+
+
 def stable_order(key: str) -> str:
     """乱数の種に頼らない、いつも同じ並びの鍵（SHA-256）。"""
     return hashlib.sha256(key.encode()).hexdigest()

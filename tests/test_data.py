@@ -15,6 +15,8 @@ from lib.dataset import (
     TRAIN_FORMS,
     Example,
     conversations,
+    general_mix,
+    general_questions,
     make_split,
     make_subsets,
     make_unanswerable,
@@ -124,6 +126,15 @@ def test_sanyo_answers_trace_to_a_fact():
     assert all(figure in row["answer"] for row in core + extended for figure in row["figures"])
     assert len({row["question"] for row in core + extended}) == len(core) + len(extended)
     assert not any("1899" in row["answer"] for row in core + extended)
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_the_general_mix_holds_no_general_exam_question(lang):
+    mix = [e.question for e in general_mix(64, lang)]
+    exam = [e.question for level in ("easy", "ordinary") for e in general_questions(lang, level)]
+    assert len(set(mix)) == 64 and len(exam) >= 24 and find_leaks(mix, exam) == []
+    with pytest.raises(WorkshopError, match="64 件しかありません"):
+        general_mix(65, lang)
 
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
