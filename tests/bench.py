@@ -32,6 +32,7 @@ from lib.workspace import OUTPUTS, REPOSITORY, open_run, read_json, write_json
 
 PROFILE = get_profile("embedded")
 RUN = "bench"
+LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 CAP = 3.3  # 素の書き方は、この教材の何倍の時間まで待つか。届かなければ「○倍以上」とだけ言う
 
 
@@ -68,7 +69,7 @@ def build(trainer_class: type[SFTTrainer], lora_from: int = 0, **settings: Any) 
         model=model, args=config, train_dataset=Dataset.from_list([e.sft_row() for e in make_split(PROFILE).train]),
         processing_class=load_tokenizer(folder),
         peft_config=LoraConfig(
-            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear",
+            task_type="CAUSAL_LM", r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEAR,
             layers_to_transform=layers,
         ),
     )  # fmt: skip
