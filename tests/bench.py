@@ -26,7 +26,7 @@ from trl import SFTConfig, SFTTrainer
 from lib.answering import answer, answer_prompts, render
 from lib.dataset import make_split
 from lib.metrics import accuracy
-from lib.models import choose_threads, load_model, load_tokenizer, resolve
+from lib.models import load_model, load_tokenizer, prepare_cpu, resolve
 from lib.profiles import get_profile
 from lib.workspace import OUTPUTS, REPOSITORY, open_run, read_json, write_json
 
@@ -79,7 +79,7 @@ def build(trainer_class: type[SFTTrainer], lora_from: int = 0, **settings: Any) 
 
 def step() -> dict[str, Any]:
     """同じ束で、順伝播・逆伝播・更新だけの速さ（tokens/s）を交互に測る。"""
-    said = choose_threads()
+    said = prepare_cpu()
     makers = {
         "TRL そのまま": (SFTTrainer, 0),
         "全位置のロジット": (FullLogitsTrainer, 0),
@@ -136,7 +136,7 @@ def matmul_rate() -> float:
 
 def answer_speed() -> dict[str, Any]:
     """まとめて答えるのと、1 問ずつ答えるのの比。学習したアダプタがあればそれで測る（止まり方が本番と同じになる）。"""
-    choose_threads()
+    prepare_cpu()
     adapter = OUTPUTS / RUN / "04_lora_sft" / "adapter"
     folder = resolve(PROFILE)
     tokenizer = load_tokenizer(folder)

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lib.errors import WorkshopError
-from lib.models import choose_threads
+from lib.models import prepare_cpu
 from lib.monitor import LossMonitor, last_checkpoint, resume_point
 from lib.workspace import REPOSITORY, open_run
 
@@ -134,6 +134,6 @@ def test_the_thread_probe_leaves_a_usable_number():
     import torch
 
     before = torch.get_num_threads()
-    said = choose_threads()
+    said = prepare_cpu()
     assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said
     torch.set_num_threads(before)
