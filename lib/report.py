@@ -15,6 +15,7 @@ _TITLES = {
     "06_merge_to_gguf": "マージから GGUF まで",
     "07_evaluation": "良くなったのかを測る",
     "A0_experiments": "付録: 設定を変えて測る",
+    "A1_methods": "付録: LoRA のほかの方法",
 }
 
 # 段 → (指標の鍵, 見出し, 書式)

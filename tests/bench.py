@@ -25,8 +25,9 @@ from trl import SFTConfig, SFTTrainer
 
 from lib.answering import answer, answer_prompts, render
 from lib.dataset import make_split
+from lib.machine import prepare_cpu
 from lib.metrics import accuracy
-from lib.models import load_model, load_tokenizer, prepare_cpu, resolve
+from lib.models import load_model, load_tokenizer, resolve
 from lib.profiles import get_profile
 from lib.workspace import OUTPUTS, REPOSITORY, open_run, read_json, write_json
 

@@ -9,13 +9,22 @@ import sys
 import pytest
 
 from lib.errors import WorkshopError
-from lib.models import prepare_cpu
+from lib.machine import peak_memory, prepare_cpu
 from lib.monitor import LossMonitor, last_checkpoint, resume_point
 from lib.workspace import REPOSITORY, open_run
 
 
-def train(model, output, rest="0"):
-    command = [sys.executable, "tests/train_tiny.py", str(model), str(output), rest]
+def train(model, output, rest="0", batch=4, dropout=0.1, launcher=()):
+    command = [
+        sys.executable,
+        *launcher,
+        "tests/train_tiny.py",
+        str(model),
+        str(output),
+        rest,
+        str(batch),
+        str(dropout),
+    ]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
 
@@ -37,6 +46,18 @@ def test_kill_nine_then_the_same_command_reaches_the_same_loss(tiny_llama, tmp_p
     assert set(losses[0]) == set(losses[1]) == {str(step) for step in range(1, 13)}
     assert all(abs(losses[0][step] - losses[1][step]) <= 1e-4 for step in losses[0])
     assert losses[0]["12"] < losses[0]["1"]
+
+
+def test_two_processes_reach_the_losses_of_one(tiny_llama, tmp_path):
+    """`accelerate launch` で二つのプロセスに分けても、同じ束を合わせて読めば、同じ損失になる。"""
+    one, two = tmp_path / "one", tmp_path / "two"
+    launcher = ("-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1")
+    launcher += ("--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0")
+    assert train(tiny_llama, one, batch=4, dropout=0.0).wait(300) == 0
+    assert train(tiny_llama, two, batch=2, dropout=0.0, launcher=launcher).wait(300) == 0
+    losses = [json.loads((folder / "losses.json").read_text()) for folder in (one, two)]
+    assert set(losses[0]) == set(losses[1])
+    assert all(abs(losses[0][step] - losses[1][step]) <= 1e-4 for step in losses[0])
 
 
 def test_only_finished_checkpoints_count(tmp_path):
@@ -137,3 +158,13 @@ def test_the_thread_probe_leaves_a_usable_number():
     said = prepare_cpu()
     assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="最大の印を戻せるのは Linux だけ")
+def test_peak_memory_sees_a_large_block_and_forgets_the_last_one():
+    with peak_memory() as large:
+        block = bytearray(b"x") * (300 << 20)
+        del block
+    with peak_memory() as small:
+        pass
+    assert large["gib"] - small["gib"] > 0.25

@@ -1,6 +1,6 @@
 """test_resume が別のプロセスで動かす、乱数の小さなモデルの学習（配管の検査用）。
 
-使い方: python tests/train_tiny.py モデル 出力先 [1 歩ごとに休む秒]
+使い方: python tests/train_tiny.py モデル 出力先 1 歩ごとに休む秒 1 台あたりの束 dropout
 """
 
 import json
@@ -8,10 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from bench import our_trainer
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
-from trl import SFTConfig, SFTTrainer
+from trl import SFTConfig
 
 from lib.models import load_tokenizer
 from lib.monitor import resume_point
@@ -27,20 +28,23 @@ class Slow(TrainerCallback):
 
 def main() -> None:
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
+    batch, dropout = int(sys.argv[4]), float(sys.argv[5])
     set_seed(0)
     rows = [{"prompt": f"{i} の二倍は", "completion": f"{2 * i} です。"} for i in range(24)]
     config = SFTConfig(
-        output_dir=str(output), max_steps=12, per_device_train_batch_size=4, learning_rate=5e-3, logging_steps=1,
+        output_dir=str(output), max_steps=12, per_device_train_batch_size=batch, learning_rate=5e-3, logging_steps=1,
         save_strategy="steps", save_steps=3, save_total_limit=2, use_cpu=True, bf16=False, report_to="none",
-        disable_tqdm=True, seed=0, activation_checkpointing=False, train_sampling_strategy="group_by_length",
+        disable_tqdm=True, seed=0, activation_checkpointing=False,
     )  # fmt: skip
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules="all-linear")
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear")
     settings = (config.to_dict(), lora.to_dict(), rows)
-    trainer = SFTTrainer(
+    trainer = our_trainer()(
         model=str(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(model),
         peft_config=lora, callbacks=[Slow()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_point(output, *settings))
+    if not trainer.is_world_process_zero():
+        return
     losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     (output / "losses.json").write_text(json.dumps(losses))
 
