@@ -100,7 +100,7 @@ class LossMonitor(TrainerCallback):
         if "loss" not in logs and "eval_loss" not in logs:
             return
         self.history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items()}})
-        if self.draw and (len(self.history) % 4 == 2 or state.global_step == state.max_steps):
+        if self.draw and (len(self.history) % 8 == 2 or state.global_step == state.max_steps):
             self._display.update(self.draw(self.history))
         if not math.isfinite(float(logs.get("loss", 0.0))):
             kept = last_checkpoint(Path(args.output_dir))

@@ -75,7 +75,7 @@ class Profile:
     train_facts: int = 16  # × 7 言い回し = 112 例。2 コアで 3 分に収まる量
     train_forms: int = 7  # 用意した学習用の型の全部
     heldout_facts: int = 12  # × 2 言い回し = 24 問。偶然の正答 1 問で 4 点動く。これより少ないと漏れが見えない
-    sft_epochs: int = 4  # 束 8 なら 56 歩。試走（種 0）では、これで near 100%
+    sft_epochs: int = 4  # 束 8 なら 56 歩。試走（種 0）では、これで near 94〜100%
     sft_batch: int = 8  # 16 より歩数が倍になり、同じ計算の量で早く覚えた
     sft_learning_rate: float = 2e-3  # 予備実験で覚えた値。7B の定番 2e-4 より 10 倍高いのは、モデルが小さいため
     lora_rank: int = 16  # 資料の推奨 8〜32 の中ほど

@@ -17,7 +17,6 @@ from itertools import islice
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
@@ -50,7 +49,7 @@ def our_trainer() -> type[SFTTrainer]:
     """04 のノートブックに書いてある AnswerOnlyTrainer（写しを作らず、その場のコードを使う）。"""
     cells = read_json(REPOSITORY / "notebooks" / "04_lora_sft.ipynb")["cells"]
     source = next(text for cell in cells if "class AnswerOnlyTrainer" in (text := "".join(cell["source"])))
-    space: dict[str, Any] = {"F": F, "SFTTrainer": SFTTrainer}
+    space: dict[str, Any] = {}
     exec(source, space)
     return space["AnswerOnlyTrainer"]
 
