@@ -116,15 +116,3 @@ def test_expected_values_cover_the_promises_of_the_readme():
     assert metrics["07_evaluation.sft_unseen_accuracy"]["value"] <= 0.05
     assert metrics["06_merge_to_gguf.f16_token_agreement"]["value"] >= 0.99
     assert all(rule["why"] for rule in metrics.values())
-
-
-def test_the_same_loss_stands_in_every_notebook_that_trains():
-    """付録は 04 と同じ損失を見える所に書く。写しが食い違わないことを見る。"""
-    cells = [
-        "".join(cell["source"])
-        for path in NOTEBOOKS
-        for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]
-        if "class AnswerOnlyTrainer" in "".join(cell["source"])
-    ]
-    classes = {source[source.index("class AnswerOnlyTrainer") :] for source in cells}
-    assert len(cells) >= 2 and len(classes) == 1
