@@ -112,7 +112,9 @@ def record_run(run: Run, machine: str) -> Path:
     for kind in ("F16", *run.profile.quantizations):
         summary[f"GGUF {kind}: 取り置きの言い回し"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
     results = run.metrics("04_lora_sft")
-    summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{run.profile.sft_epochs} 周）"
+    amount = f"{run.profile.train_facts} 事実 × {run.profile.train_forms} 言い回し"
+    setting = f"{amount}、{run.profile.sft_epochs} 周、束 {run.profile.sft_batch}"
+    summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{setting}）"
     return write_json(
         REPOSITORY / "data" / "recorded" / "runs" / f"{run.profile.name}.json",
         {
