@@ -230,28 +230,34 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         )
     folder = (outputs or OUTPUTS) / name
     settings = {"profile": chosen.name, "seed": int(seed)}
-    record = folder / "run.json"
-    if record.exists():
-        found = read_json(record)
-        remembered = found.get("data", BUILT_IN)
-        if {key: found.get(key) for key in settings} != settings or data not in ("", remembered):
-            raise WorkshopError(
-                "このフォルダは別の設定"
-                f"（profile={found.get('profile')}, seed={found.get('seed')}, data={remembered}）の実行です",
-                "RUN に別の名前を指定してください（何も上書きしていません）",
-                folder,
-            )
+    if (folder / "run.json").exists():
+        remembered = _remembered_data(folder, settings, data)
     elif folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
     else:
         remembered = data or BUILT_IN
-        try:
-            write_json(
-                record,
-                {**settings, "data": remembered, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()},
-            )
-        except OSError as error:
-            raise WorkshopError(
-                f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder
-            ) from None
+        _write_settings(folder, {**settings, "data": remembered})
     return Run(folder, chosen, int(seed), remembered)
+
+
+def _remembered_data(folder: Path, settings: dict[str, Any], data: str) -> str:
+    """前からある実行が使っているデータ。設定かデータが違えば止める。"""
+    found = read_json(folder / "run.json")
+    remembered = found.get("data", BUILT_IN)
+    if {key: found.get(key) for key in settings} != settings or data not in ("", remembered):
+        raise WorkshopError(
+            "このフォルダは別の設定"
+            f"（profile={found.get('profile')}, seed={found.get('seed')}, data={remembered}）の実行です",
+            "RUN に別の名前を指定してください（何も上書きしていません）",
+            folder,
+        )
+    return remembered
+
+
+def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
+    """新しい実行の設定と版を書く。"""
+    created = time.strftime("%Y-%m-%dT%H:%M:%S")
+    try:
+        write_json(folder / "run.json", {**settings, "created": created, "versions": versions()})
+    except OSError as error:
+        raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
