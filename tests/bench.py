@@ -28,6 +28,7 @@ from lib.machine import prepare_cpu
 from lib.metrics import accuracy
 from lib.models import load_model, load_tokenizer, resolve
 from lib.profiles import get_profile
+from lib.sft import AnswerOnlyTrainer
 from lib.workspace import OUTPUTS, REPOSITORY, open_run, read_json, write_json
 
 PROFILE = get_profile("embedded")
@@ -43,15 +44,6 @@ class FullLogitsTrainer(SFTTrainer):
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         return Trainer.compute_loss(self, model, inputs, return_outputs, num_items_in_batch)
-
-
-def our_trainer() -> type[SFTTrainer]:
-    """04 のノートブックに書いてある AnswerOnlyTrainer（写しを作らず、その場のコードを使う）。"""
-    cells = read_json(REPOSITORY / "notebooks" / "04_lora_sft.ipynb")["cells"]
-    source = next(text for cell in cells if "class AnswerOnlyTrainer" in (text := "".join(cell["source"])))
-    space: dict[str, Any] = {}
-    exec(source, space)
-    return space["AnswerOnlyTrainer"]
 
 
 def build(trainer_class: type[SFTTrainer], lora_from: int = 0, **settings: Any) -> SFTTrainer:
@@ -83,12 +75,14 @@ def step() -> dict[str, Any]:
     makers = {
         "TRL そのまま": (SFTTrainer, 0),
         "全位置のロジット": (FullLogitsTrainer, 0),
-        "答えだけ": (our_trainer(), 0),
-        "答えだけ、下の 10 層を外す": (our_trainer(), PROFILE.lora_from_layer),
+        "この教材の損失": (AnswerOnlyTrainer, 0),
+        "同じく、下の 10 層を外す": (AnswerOnlyTrainer, PROFILE.lora_from_layer),
     }
-    trainers = {name: build(c, start, per_device_train_batch_size=8) for name, (c, start) in makers.items()}
+    trainers = {
+        name: build(c, start, per_device_train_batch_size=PROFILE.sft_batch) for name, (c, start) in makers.items()
+    }
     first = next(iter(trainers.values()))
-    batches = list(islice(first.get_train_dataloader(), 6))
+    batches = list(islice(first.get_train_dataloader(), 10))
     optimizers = {
         name: torch.optim.AdamW([p for p in t.model.parameters() if p.requires_grad], lr=0.0)
         for name, t in trainers.items()
@@ -222,7 +216,7 @@ def report() -> None:
     a, s, b, k = found["ours"], found["step"], found["answer"], found["stock"]
     speed = s["tokens_per_second"]
     ratio = k["seconds"] / a["seconds"]
-    step_ratio = speed["答えだけ"] / speed["全位置のロジット"]
+    step_ratio = speed["この教材の損失"] / speed["全位置のロジット"]
     print(f"\n{s['threads']}、行列積 {s['matmul_gflops']:.0f} GFLOP/s")
     for name, rate in speed.items():
         share, gap = s["share_of_matmul"][name], s["loss_difference"][name]

@@ -8,7 +8,6 @@ import sys
 import time
 from pathlib import Path
 
-from bench import our_trainer
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
@@ -16,6 +15,7 @@ from trl import SFTConfig
 
 from lib.models import load_tokenizer
 from lib.monitor import resume_point
+from lib.sft import AnswerOnlyTrainer
 
 
 class Slow(TrainerCallback):
@@ -38,7 +38,7 @@ def main() -> None:
     )  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear")
     settings = (config.to_dict(), lora.to_dict(), rows)
-    trainer = our_trainer()(
+    trainer = AnswerOnlyTrainer(
         model=str(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(model),
         peft_config=lora, callbacks=[Slow()],
     )  # fmt: skip
