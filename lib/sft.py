@@ -47,7 +47,7 @@ class AnswerOnlyTrainer(SFTTrainer):
         return (loss, output) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(ids) for ids in self.train_dataset["input_ids"]]
+        lengths = [len(row["input_ids"]) for row in self.train_dataset or ()]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return SimilarLengths(lengths, batch, self.args.seed)
 
