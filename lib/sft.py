@@ -47,7 +47,8 @@ class AnswerOnlyTrainer(SFTTrainer):
         return (loss, output) if return_outputs else loss
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
-        lengths = [len(row["input_ids"]) for row in self.train_dataset or ()]
+        dataset: Any = train_dataset if train_dataset is not None else self.train_dataset
+        lengths = [len(ids) for ids in dataset["input_ids"]]
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.accelerator.num_processes
         return SimilarLengths(lengths, batch, self.args.seed)
 
