@@ -1,6 +1,7 @@
 """自分のデータ: 読めて、事実ごとに分かれ、試験の行が学習に混ざらない。壊れた表は一文で断る。"""
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,7 @@ from lib.metrics import is_correct
 from lib.owndata import own_split, read_own, split_for
 from lib.pairs import make_pairs
 from lib.profiles import get_profile
+from lib.report import stage_summary
 from lib.workspace import REPOSITORY, data_path, open_run
 
 SCHOOL = REPOSITORY / "data" / "school" / "rules.csv"
@@ -106,3 +108,11 @@ def test_data_is_found_by_name_and_remembered_by_the_run(tmp_path):
         data_path("data/my/ない.csv")
     with pytest.raises(WorkshopError, match="一つに決まりません"):
         data_path("sanyo")
+
+
+def test_the_index_of_an_own_data_run_shows_the_figure_people_wrote(tmp_path):
+    """機械の前置きの正答率（甘い）を、その実行の結論に見せない。"""
+    run = open_run("smoke", "x", outputs=tmp_path)
+    for owner, headline in ((run, "+50.0%"), (replace(run, data="my.csv"), "11.0%")):
+        owner.finish("07_evaluation", {"near_gain": 0.5, "sft_far_accuracy": 0.11})
+        assert headline in stage_summary(owner, "07_evaluation")
