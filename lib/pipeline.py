@@ -233,7 +233,7 @@ def main() -> None:
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
     options = parser.parse_args()
     logging.getLogger("papermill").setLevel(logging.ERROR)
-    # Ctrl-C の後、待つ人のいなくなった見張りが「カーネルが死んだ」と書き残す。止めたのは本人なので、その一行だけ出さない。
+    # Ctrl-C の後、待つ人のいなくなった見張りが「カーネルが死んだ」と書き残す。その一行だけ出さない。
     logging.getLogger("asyncio").addFilter(lambda record: "DeadKernelError" not in record.getMessage())
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
