@@ -1,9 +1,13 @@
 """この機械の使い方: スレッドの数、malloc の癖、メモリの測り方。学習の結果には関わらない。"""
 
 import ctypes
+import gc
 import platform
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 
@@ -43,3 +47,25 @@ def _seconds(work: Callable[[], Any]) -> float:
     start = time.perf_counter()
     work()
     return time.perf_counter() - start
+
+
+@contextmanager
+def peak_memory() -> Iterator[dict[str, float]]:
+    """囲んだ処理の間に、このプロセスが使ったメモリの最大（GiB）を測る。
+
+    Linux では最大の印（VmHWM）を始めに戻してから測る（proc(5) の clear_refs に 5 を書く）。
+    ほかの OS には戻す手段が無いので、何も入れない。
+
+    Yields:
+        終わると `gib` が入る辞書。
+    """
+    found: dict[str, float] = {}
+    gc.collect()
+    if sys.platform == "linux":
+        if platform.libc_ver()[0] == "glibc":
+            ctypes.CDLL(None).malloc_trim(0)
+        Path("/proc/self/clear_refs").write_text("5")
+    yield found
+    if sys.platform == "linux":
+        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
+        found["gib"] = int(line.split()[1]) / 2**20

@@ -61,6 +61,28 @@ def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: st
     return figure
 
 
+def sweep(results: Mapping[str, Mapping[str, float]], parts: Mapping[str, str], title: str) -> Figure:
+    """設定ごとの割合を、部分ごとに色を変えた横棒で並べる。
+
+    Args:
+        results: 見出し → {部分の鍵: 0–1 の割合}。
+        parts: 部分の鍵 → 凡例。
+    """
+    figure, axes = plt.subplots(figsize=(8, 0.7 * len(results) + 1.2))
+    height = 0.8 / len(parts)
+    for number, (part, label) in enumerate(parts.items()):
+        places = [-(row + number * height) for row in range(len(results))]
+        values = [100 * result[part] for result in results.values()]
+        drawn = axes.barh(places, values, height, color=(BLUE, ORANGE)[number], label=label)
+        axes.bar_label(drawn, fmt="%.0f%%", padding=3, fontsize=9)
+    axes.set_yticks([-(row + height * (len(parts) - 1) / 2) for row in range(len(results))], list(results))
+    axes.set_xlim(0, 112)
+    axes.set_title(title)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
+    plt.close(figure)
+    return figure
+
+
 def token_strip(tokens: Sequence[str], weights: Sequence[bool], caption: str) -> HTML:
     """トークンを 1 つずつ箱にし、損失の掛かるものに色を付ける。"""
     boxes = "".join(

@@ -32,6 +32,8 @@ STAGES = (
     "06_merge_to_gguf",
     "07_evaluation",
 )
+APPENDICES = ("A0_experiments", "A1_methods")
+"""`make run` では走らない付録。それぞれ単独で実行する。"""
 BUILT_IN = "support"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
 

@@ -12,7 +12,7 @@ import time
 import nbformat
 import pytest
 
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, read_json
+from lib.workspace import APPENDICES, OUTPUTS, REPOSITORY, STAGES, read_json
 
 RUN = "pytest-smoke"
 
@@ -149,6 +149,21 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
     process = start("--run", name)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "一つもありません" in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("name", APPENDICES)
+def test_appendices_open_alone_and_say_where_every_number_came_from(name):
+    """ふだんの実行では学習せず、録画を「録画」と言って見せる。"""
+    run = "pytest-appendix"
+    process = start("--profile", "embedded", "--run", run, "--no-index", name)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    text = (OUTPUTS / run / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
+    assert "録画（20" in text and "いま計算" not in "".join(
+        part for cell in json.loads(text)["cells"] for out in cell.get("outputs", []) for part in out.get("text", [])
+    )
+    if name == "A1_methods":  # 二つのプロセスに分けても、同じ学習になる
+        assert read_json(OUTPUTS / run / name / "metrics.json")["two_process_difference"] <= 1e-4
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():

@@ -9,7 +9,7 @@ import sys
 import pytest
 
 from lib.errors import WorkshopError
-from lib.machine import prepare_cpu
+from lib.machine import peak_memory, prepare_cpu
 from lib.monitor import LossMonitor, last_checkpoint, resume_point
 from lib.workspace import REPOSITORY, open_run
 
@@ -158,3 +158,13 @@ def test_the_thread_probe_leaves_a_usable_number():
     said = prepare_cpu()
     assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said
     torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="最大の印を戻せるのは Linux だけ")
+def test_peak_memory_sees_a_large_block_and_forgets_the_last_one():
+    with peak_memory() as large:
+        block = bytearray(b"x") * (300 << 20)
+        del block
+    with peak_memory() as small:
+        pass
+    assert large["gib"] - small["gib"] > 0.25
