@@ -1,20 +1,20 @@
-"""省いた計算で、損失も勾配も変わらないこと。長さの近い束が、全部の例を一度ずつ並べること。"""
+"""省いた計算で、損失も勾配も変わらないこと。"""
 
-import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
-from lib.sft import AnswerOnlyTrainer, SimilarLengths, shared_prefix
+from lib.sft import AnswerOnlyTrainer, pack
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              head_dim=8, vocab_size=97, pad_token_id=0)  # fmt: skip
 CONFIGS = {
     "llama": LlamaConfig(**SMALL),
     "qwen3": Qwen3Config(**SMALL),
-    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=4),  # 窓が先頭より短い
+    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=64),
+    "gemma3、窓が例より短い": Gemma3TextConfig(**SMALL, sliding_window=4),
 }
 BATCHES = {  # 行ごとに (先頭からのトークン数, 共通する先頭, 答えのトークン数)
     "共通の先頭がある": [(20, 9, 4), (17, 9, 6), (12, 9, 1)],
@@ -58,40 +58,24 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
-def test_the_shared_part_stops_before_the_first_answer():
-    expected = {"共通の先頭がある": 9, "先頭から違う": 0, "一行だけ": 10, "同じ質問": 13}
-    found = {}
+def test_the_row_holds_every_token_once_and_the_shared_part_once():
+    lengths = {}
     for name, rows in BATCHES.items():
-        batch = batch_of(rows)
-        found[name] = shared_prefix(batch["input_ids"], batch["labels"])
-    assert found == expected
+        row = pack(*batch_of(rows).values())
+        lengths[name] = (len(row.tokens), int((row.owner == -1).sum()))
+        assert int((row.targets != -100).sum()) == sum(answer for _, _, answer in rows)
+    # (全部の長さ, 共通の先頭)。先頭は、最初の答えを当てる位置の手前まで
+    assert lengths == {
+        "共通の先頭がある": (9 + 11 + 8 + 3, 9),
+        "先頭から違う": (15 + 14, 0),
+        "一行だけ": (16, 10),
+        "同じ質問": (13 + 5 + 5, 13),
+    }
 
 
-def padded(order, lengths, batch):
-    """束ごとに最長へそろえたときのトークン数。"""
-    parts = [order[i : i + batch] for i in range(0, len(order), batch)]
-    return sum(max(lengths[k] for k in part) * len(part) for part in parts)
-
-
-@pytest.mark.parametrize("count", [1, 7, 8, 64, 112, 113, 500])
-def test_every_example_comes_once_and_the_order_depends_on_seed_and_epoch(count):
-    lengths = [random.Random(k).randrange(40, 160) for k in range(count)]
-    orders = {}
-    for seed in (0, 1):
-        for epoch in (0, 1):
-            sampler = SimilarLengths(lengths, 8, seed)
-            sampler.set_epoch(epoch)
-            orders[seed, epoch] = list(sampler)
-            assert sorted(orders[seed, epoch]) == list(range(count)) and len(sampler) == count
-            assert list(sampler) == orders[seed, epoch]
-    if count > 8:
-        assert len({tuple(order) for order in orders.values()}) == 4
-
-
-def test_it_pads_less_than_the_grouping_of_transformers():
-    from transformers.trainer_pt_utils import get_length_grouped_indices
-
-    lengths = [random.Random(k).randrange(40, 160) for k in range(112)]
-    ours = padded(list(SimilarLengths(lengths, 8)), lengths, 8)
-    theirs = padded(get_length_grouped_indices(lengths, 8), lengths, 8)
-    assert ours < theirs and ours < 1.12 * sum(lengths)
+def test_no_example_sees_another():
+    row = pack(*batch_of(BATCHES["共通の先頭がある"]).values())
+    seen = row.mask(torch.float32) == 0
+    for query, keys in enumerate(seen):
+        assert set(row.owner[keys].tolist()) <= {-1, int(row.owner[query])}
+        assert int(keys.sum()) == int(row.positions[query]) + 1
