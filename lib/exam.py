@@ -2,16 +2,16 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lib.answering import answer
-from lib.dataset import Example, general_questions, read_examples
+from lib.answering import answer_prompts, render
+from lib.dataset import Example, general_questions, policy_sentences, read_examples
 from lib.metrics import Interval, paired_bootstrap, score_rows, wilson
 from lib.profiles import Profile
-from lib.workspace import Run, read_json, write_json, write_text
+from lib.workspace import BUILT_IN, Run, read_json, write_json, write_text
 
 PARTS = {
     "near": "取り置きの言い回し",
@@ -50,10 +50,27 @@ def build_exam(run: Run) -> Exam:
     return Exam(parts)
 
 
-def take(exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str) -> list[dict[str, Any]]:
-    """モデルに全問を解かせ、採点した行を返す。"""
+def policy(run: Run) -> list[str]:
+    """店の規則を 1 文ずつ並べたもの。自分のデータでは、02 が使った答えを並べる。"""
+    if run.data == BUILT_IN:
+        return policy_sentences()
+    folder = run.folder / "02_dataset"
+    rows = [example for part in ("train", "unseen") for example in read_examples(folder / f"{part}.jsonl")]
+    return list(dict.fromkeys(example.answer for example in rows if example.form != "unanswerable"))
+
+
+def take(
+    exam: Exam,
+    model: Any,
+    tokenizer: Any,
+    profile: Profile,
+    name: str,
+    prompt: Callable[[Example], list[dict[str, str]]] = Example.prompt,
+) -> list[dict[str, Any]]:
+    """モデルに全問を解かせ、採点した行を返す。`prompt` は、問題を入力の `messages` にする関数。"""
     everything = [example for examples in exam.parts.values() for example in examples]
-    answers = iter(answer(model, tokenizer, everything, profile))
+    prompts = [render(tokenizer, prompt(example)) for example in everything]
+    answers = iter(answer_prompts(model, tokenizer, prompts, profile))
     rows: list[dict[str, Any]] = []
     for part, examples in exam.parts.items():
         rows += score_rows(examples, [next(answers) for _ in examples], name, part)
