@@ -2,14 +2,14 @@
 
 import csv
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lib.answering import answer_prompts, render
 from lib.dataset import Example, general_questions, policy_sentences, read_examples
-from lib.metrics import Interval, paired_bootstrap, score_rows, wilson
+from lib.metrics import Interval, between, clusters, paired_bootstrap, permutation_p, resampled, score_rows, wilson
 from lib.profiles import Profile
 from lib.workspace import BUILT_IN, Run, read_json, write_json, write_text
 
@@ -85,12 +85,38 @@ def share(rows: Sequence[dict[str, Any]], part: str, key: str = "correct") -> In
 
 def gain(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], part: str) -> Interval:
     """同じ問題での正答率の差（後 − 前）と、事実ごとに引き直した 95% 区間。"""
+    return paired_bootstrap(*_paired(before, after, part))
+
+
+def chance(before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], part: str) -> float:
+    """差が無くても、これ以上の差が出る割合（事実ごとに入れ替える並べ替え検定の p）。"""
+    return permutation_p(*_paired(before, after, part))
+
+
+def weighted_gain(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], weights: Mapping[str, float]
+) -> Interval:
+    """部分ごとの正答率の差を、重みを掛けて足したものと、その 95% 区間（部分ごとに独立に引き直す）。"""
+    used = {part: weight for part, weight in weights.items() if weight > 0}
+    drawn = [(weight, *resampled(clusters(*_paired(before, after, part)))) for part, weight in used.items()]
+    value = sum(weight * mean for weight, mean, _ in drawn)
+    return between(
+        value,
+        [
+            sum(w * m for (w, _, _), m in zip(drawn, row, strict=True))
+            for row in zip(*(means for *_, means in drawn), strict=True)
+        ],
+    )
+
+
+def _paired(
+    before: Sequence[dict[str, Any]], after: Sequence[dict[str, Any]], part: str
+) -> tuple[list[bool], list[bool], list[str]]:
+    """ある部分の（前の正誤、後の正誤、事実の ID）。"""
     old = [row for row in before if row["part"] == part]
     new = [row for row in after if row["part"] == part]
     assert [row["question"] for row in old] == [row["question"] for row in new], "問題の並びが違う"
-    return paired_bootstrap(
-        [row["correct"] for row in old], [row["correct"] for row in new], [row["fact"] for row in old]
-    )
+    return [row["correct"] for row in old], [row["correct"] for row in new], [row["fact"] for row in old]
 
 
 def save_rows(folder: Path, name: str, rows: Sequence[dict[str, Any]]) -> None:

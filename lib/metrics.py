@@ -83,12 +83,12 @@ class Interval:
     low: float
     high: float
 
-    def verdict(self) -> str:
+    def verdict(self, up: str = "上がった", down: str = "下がった") -> str:
         """差の区間から言葉を決める。平均だけでは決めない。"""
         if self.low > 0:
-            return "上がった"
+            return up
         if self.high < 0:
-            return "下がった"
+            return down
         return "差は示せない"
 
     def as_percent(self) -> str:
@@ -119,19 +119,49 @@ def paired_bootstrap(
 
     Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
     """
-    keys = list(groups) if groups is not None else [str(i) for i in range(len(before))]
-    by_group: dict[str, list[int]] = {}
-    for key, old, new in zip(keys, before, after, strict=True):
-        by_group.setdefault(key, []).append(int(new) - int(old))
-    clusters = list(by_group.values())
+    return between(*resampled(clusters(before, after, groups), rounds))
+
+
+def resampled(clusters: Sequence[Sequence[int]], rounds: int = 2000) -> tuple[float, list[float]]:
+    """群れを単位に引き直した平均の列。(元の平均, 引き直した平均 rounds 個)。"""
     generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
     means = []
     for _ in range(rounds):
         drawn = generator.choices(clusters, k=len(clusters))
         means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
-    means.sort()
-    value = sum(map(sum, clusters)) / sum(map(len, clusters))
-    return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
+    return sum(map(sum, clusters)) / sum(map(len, clusters)), means
+
+
+def between(value: float, means: Sequence[float]) -> Interval:
+    """引き直した値の、内側の 95%。"""
+    ordered, rounds = sorted(means), len(means)
+    return Interval(value, ordered[int(0.025 * rounds)], ordered[int(0.975 * rounds) - 1])
+
+
+def permutation_p(
+    before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None = None, rounds: int = 5000
+) -> float:
+    """差が無くても、これ以上の差が偶然に出る割合（対応のある並べ替え検定、両側）。
+
+    事実ごとに前と後を入れ替えた差を rounds 回作り、その大きさが実際の差以上になる割合を返す。
+    実際の並びも一通りと数えるので、0 にはならない（Phipson & Smyth 2010）。引数は `paired_bootstrap` と同じ。
+    """
+    totals = [sum(cluster) for cluster in clusters(before, after, groups)]
+    generator = random.Random(0)
+    seen = abs(sum(totals))
+    extreme = sum(
+        abs(sum(total if generator.random() < 0.5 else -total for total in totals)) >= seen for _ in range(rounds)
+    )
+    return (extreme + 1) / (rounds + 1)
+
+
+def clusters(before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None) -> list[list[int]]:
+    """各問の差（−1・0・1）を、事実ごとにまとめる。"""
+    keys = list(groups) if groups is not None else [str(i) for i in range(len(before))]
+    by_group: dict[str, list[int]] = {}
+    for key, old, new in zip(keys, before, after, strict=True):
+        by_group.setdefault(key, []).append(int(new) - int(old))
+    return list(by_group.values())
 
 
 def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:

@@ -238,6 +238,7 @@ def main() -> None:
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.widgets）
     with command_line():
         unknown = [name for name in options.stages if name not in STAGES]
         if unknown:

@@ -14,6 +14,7 @@ _TITLES = {
     "05_preference": "好みを教える: DPO と ORPO",
     "06_merge_to_gguf": "マージから GGUF まで",
     "07_evaluation": "良くなったのかを測る",
+    "08_ladder": "学習するだけの価値があったか",
 }
 
 # 段 → (指標の鍵, 見出し, 書式)
@@ -25,6 +26,7 @@ _KEY_METRICS = {
     "05_preference": ("dpo_pair_accuracy", "DPO 後のペア正解率", "{:.1%}"),
     "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
     "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
+    "08_ladder": ("sft_rag_far_accuracy", "SFT + RAG の、別の言葉での質問", "{:.1%}"),
 }
 # 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
 _OWN_METRICS = {

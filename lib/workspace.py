@@ -31,6 +31,7 @@ STAGES = (
     "05_preference",
     "06_merge_to_gguf",
     "07_evaluation",
+    "08_ladder",
 )
 BUILT_IN = "support"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
