@@ -1,16 +1,14 @@
 """日本語を語に分ける。ROUGE・BLEU の分かち書きと、敬語の判定が使う。"""
 
 import re
-import unicodedata
 from functools import cache
 from typing import Any
 
 from fugashi import Tagger
 
 from lib.errors import WorkshopError
+from lib.numerals import nfkc
 
-# NFKC が写さない波ダッシュとマイナスを、写したあとの字にそろえる。
-_EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})
 _END = re.compile(r"(?<=[。！？!?\n])(?![。！？!?\n」』）)])")
 
 
@@ -22,11 +20,6 @@ def _tagger() -> Tagger:
         raise WorkshopError(
             "日本語の辞書 unidic-lite が見つかりません", "pip install unidic-lite を実行してください"
         ) from None
-
-
-def nfkc(text: str) -> str:
-    """全角・半角の違いを消す（NFKC、Unicode UAX #15。波ダッシュと全角マイナスも `~` と `-` にする）。"""
-    return unicodedata.normalize("NFKC", text).translate(_EXTRA)
 
 
 def morphemes(text: str) -> list[Any]:

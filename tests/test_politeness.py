@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from lib.dataset import DATA, read_jsonl
-from lib.morphemes import morphemes, nfkc, sentences, words
+from lib.morphemes import morphemes, sentences, words
 from lib.politeness import Style, shares, style
 
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
@@ -80,4 +80,4 @@ def test_sentences_are_not_cut_inside_brackets():
 
 def test_words_drop_marks_and_unify_width():
     assert words("１９４３年、設立。") == ["1943", "年", "設立"] and words("") == []
-    assert nfkc("７〜８割−１") == "7~8割-1" and morphemes("") == []
+    assert morphemes("") == []
