@@ -36,9 +36,13 @@ def states(answer: str, expected: str) -> bool:
 
 
 def unexpected(answer: str, expected: Sequence[str]) -> list[Figure]:
-    """答えが言った数値のうち、正解のどの数値とも合わないもの。"""
+    """答えが言った数値のうち、正解に無いもの。正解が「1943年」なら、「1943年5月」の 5 月も正解に無い。"""
     known = [figure for text in expected for figure in figures(text)]
-    return [said for said in figures(answer) if not any(one.covers(said) or said.covers(one) for one in known)]
+    return [
+        said
+        for said in figures(answer)
+        if not any(said.covers(one) or (not one.unit and one.covers(said)) for one in known)
+    ]
 
 
 def matches(answer: str, expected: Sequence[str]) -> bool:
