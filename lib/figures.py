@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from lib.numerals import nfkc, to_arabic
 
+CODE = "番号"
 _CONVERSIONS: tuple[tuple[str, Fraction, str], ...] = (  # そろえた単位、倍率、書き方
     ("%", Fraction(1), "% パーセント"),
     ("%", Fraction(10), "割"),
@@ -38,10 +39,10 @@ _CONVERSIONS: tuple[tuple[str, Fraction, str], ...] = (  # そろえた単位、
 )
 _COUNTERS = (
     *("円", "ドル", "ユーロ", "か所", "年度", "年代", "年生", "年目", "周年", "世紀", "文字", "種類", "売り場"),
-    *("フロア", "クラス", "工程", *"本枚冊席台回点期坪階着足杯件通組校社色倍章泊班袋箱束匹頭羽字位"),
+    *("フロア", "クラス", "工程", *"本枚冊席台回点期坪階着足杯件組校社色倍章泊班袋箱束匹頭羽字位"),
 )
-_DIGITS_ONLY = ("番", "号", "度", "部", "行", "品")
-"""漢数字の後ろでは単位と見ない語（一番、一度、一部、一行、一品）。"""
+_DIGITS_ONLY = ("番", "号", "度", "部", "行", "品", "通")
+"""漢数字の後ろでは単位と見ない語（一番、一度、一部、一行、一品、一通り）。"""
 
 _UNITS = {
     **{name: (name, Fraction(1)) for name in (*_COUNTERS, *_DIGITS_ONLY)},
@@ -58,6 +59,7 @@ _UNIT = _any_of(list(_UNITS))
 _AFTER_KANJI = _any_of([*(name for name in _UNITS if name not in _DIGITS_ONLY), "年", "月", "時"])
 _NOT_A_FIGURE = re.compile(
     r"(?<![時\d一二三四五六七八九])十分(?!間|後|前|ほど|以内|以上|程度|くらい|ぐらい)|一時(?=的|停止|金|預)"
+    r"|(?<=の)[1一]つ|もう[1一]つ|[1一](?:つ(?:[1一]|ひと)つ|人(?:[1一]人|ひとり|暮らし)|[日年]中)"  # 数を言う語ではない
     r"|[\d,〇零一二三四五六七八九十百千万億兆]{41,}"  # 壊れた出力の、果てしない数字
 )
 _ERAS = {"明治": 1867, "大正": 1911, "昭和": 1925, "平成": 1988, "令和": 2018}
@@ -72,7 +74,8 @@ class Figure:
 
     Attributes:
         unit: そろえた単位。「日付」（西暦の年, 月, 日）、「時刻」（0 時からの分）、「比」、単位が無ければ空。
-        value: 値。日付だけは三つで、書かれていない部分は None。
+            数ではない番号（E00593、03-1234）は「番号」。
+        value: 値。日付だけは三つで、書かれていない部分は None。番号では空。
         text: 書かれていた形（漢数字などは算用数字に直してある）。比べるときには見ない。
     """
 
@@ -82,8 +85,12 @@ class Figure:
 
     def covers(self, other: "Figure") -> bool:
         """other が、この数値を（より詳しくてもよいので）言っているか。単位が無いこの数値は、値だけで比べる。"""
+        if self.unit == CODE:
+            return other.unit == CODE and self.text.lower() == other.text.lower()
         if not self.unit:
-            return self.value[0] == other.value[0] and all(part is None for part in other.value[1:])
+            return (
+                bool(other.value) and self.value[0] == other.value[0] and all(part is None for part in other.value[1:])
+            )
         if self.unit != other.unit and (self.unit, other.unit) not in _SAME_UNIT:
             return False
         return all(mine is None or mine == yours for mine, yours in zip(self.value, other.value, strict=True))
@@ -95,6 +102,11 @@ def figures(text: str) -> list[Figure]:
     「1943年5月」「R6.4.1」「7/31」は日付、「午後6時」「18:00」は時刻、「1時間24分」は 84 分、「7割」は 70%。
     英字の付いた番号（E00593）と電話番号の形（03-1234）は数値と見ない。「午後12時」は 12 時と読む。
     """
+    return [figure for figure in figures_and_codes(text) if figure.unit != CODE]
+
+
+def figures_and_codes(text: str) -> list[Figure]:
+    """文の中の数値と番号（`CODE`）を、出てきた順に返す。"""
     return _scan(readable(text))
 
 
@@ -116,7 +128,7 @@ def _scan(text: str) -> list[Figure]:
 
 
 def _read_at(text: str, position: int) -> tuple[Figure | None, int]:
-    """その位置の数値と、次に読む位置。番号（E00593、03-1234）は、読まずに飛ばす。"""
+    """その位置の数値か番号と、次に読む位置。"""
     for pattern, build in _RULES:
         match = pattern.match(text, position)
         figure = build(match) if match else None
@@ -124,7 +136,7 @@ def _read_at(text: str, position: int) -> tuple[Figure | None, int]:
             return figure, match.end()
     code = _CODE.match(text, position)
     if code:
-        return None, code.end()
+        return Figure(CODE, (), code[0]), code.end()
     bare = _BARE.match(text, position)
     if bare:
         return Figure("", (Fraction(bare[0]),), bare[0]), bare.end()
@@ -231,5 +243,5 @@ _RULES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Figure | None]]] =
         ),
     )
 ]
-_CODE = re.compile(r"[A-Za-z]+-?\d[0-9A-Za-z-]*|\d+(?:-\d+)+|\d+(?:\.\d+){2,}|\d+(?::\d+){2,}")
-_BARE = re.compile(rf"{_LEFT}(?!0\d){_NUMBER}(?![A-Za-z0-9])(?!\.\d)")
+_CODE = re.compile(r"(?:\d+[A-Za-z]+|[A-Za-z]+-?)\d[0-9A-Za-z-]*|\d+(?:-\d+)+|\d+(?:\.\d+){2,}|\d+(?::\d+){2,}")
+_BARE = re.compile(rf"{_LEFT}(?!0\d){_NUMBER}(?!\d|\.\d|[A-Za-z]+\d)")

@@ -6,7 +6,7 @@
 import re
 from collections.abc import Sequence
 
-from lib.figures import Figure, figures, readable
+from lib.figures import Figure, figures, figures_and_codes, readable
 
 BLIND_SPOT = (
     "数値と語を言ったかだけを見る。「690円ではない」の打ち消し、何の数か、以上か未満か、文の良し悪しは見えない。"
@@ -36,11 +36,11 @@ def states(answer: str, expected: str) -> bool:
 
 
 def unexpected(answer: str, expected: Sequence[str]) -> list[Figure]:
-    """答えが言った数値のうち、正解に無いもの。正解が「1943年」なら、「1943年5月」の 5 月も正解に無い。"""
-    known = [figure for text in expected for figure in figures(text)]
+    """答えが言った数値と番号のうち、正解に無いもの。正解が「1943年」なら、「1943年5月」の 5 月も正解に無い。"""
+    known = [figure for text in expected for figure in figures_and_codes(text)]
     return [
         said
-        for said in figures(answer)
+        for said in figures_and_codes(answer)
         if not any(said.covers(one) or (not one.unit and one.covers(said)) for one in known)
     ]
 
@@ -54,8 +54,10 @@ def _contains(text: str, words: str) -> bool:
     """同じ字の並びがあるか。英数字の途中（18011 の 8011、nice の ice）では合わせない。"""
     left = r"(?<![a-z0-9])(?<!\d\.)" if re.match("[a-z0-9]", words) else ""
     right = r"(?![a-z0-9]|\.\d)" if re.search("[a-z0-9]$", words) else ""
-    return re.search(left + re.escape(words) + right, text) is not None
+    between = re.sub(r"\\? |(?<=\d)(?=[a-z])", " ?", re.escape(words))
+    return re.search(left + between + right, text) is not None
 
 
 def _compact(text: str) -> str:
-    return re.sub(r"\s+", "", readable(text)).lower()
+    """空白を除く。英語の語の切れ目だけは残す（costs 690 yen の s と 6 をつなげないため）。"""
+    return re.sub(r"(?<![a-z0-9])\s+|\s+(?![a-z0-9])", "", re.sub(r"\s+", " ", readable(text).lower()))

@@ -172,6 +172,10 @@ def test_japanese_eras(era, count, year):
         ("令和6年度", "2024年度"),
         ("1.糸です", "糸"),
         ("ｅｐｏｃａです", "EPOCA"),
+        ("Standard shipping costs 1,690 yen.", "1690 yen"),
+        ("It costs 690yen.", "690 yen"),
+        ("It costs 690 yen.", "690yen"),
+        ("The red  fox.", "red fox"),
     ],
 )
 def test_the_same_figure_in_other_words(answer, expected):
@@ -214,6 +218,9 @@ def test_the_same_figure_in_other_words(answer, expected):
         ("E005931です", "E00593"),
         ("8011.5です", "8011"),
         ("EPOCASです", "EPOCA"),
+        ("It costs 1,690 yen.", "690 yen"),
+        ("It takes 19 days.", "9 days"),
+        ("How nice cream is.", "ice cream"),
         ("2015年秋冬です", "2015年春夏"),
         ("中野区四谷6番14号です", "新宿区四谷本塩町6番14号"),
         ("", "690円"),
@@ -225,7 +232,8 @@ def test_a_different_figure_is_never_the_same(answer, expected):
 
 def test_names_and_numbers_that_are_not_figures():
     assert figures("三井物産と三越、四谷、七戸町、千代田区の百貨店が一番、一部、一般、もう一度。十分です。") == []
-    assert figures("E00593、03-1234-5678、Windows11、1.2.3、2.4GHz") == []
+    assert figures("第一通商の一通りの、ブランドの一つ。もう1つ、一人ひとり、一人暮らし、一年中、一日中。") == []
+    assert figures("E00593、03-1234-5678、Windows11、1.2.3") == []
     assert [figure.text for figure in figures("十分間と二十分、三時十分")] == ["10分間", "20分", "3時10分"]
 
 
@@ -237,6 +245,12 @@ def test_an_answer_with_another_figure_is_not_a_match():
     assert states("1943年5月11日です。", "1943年5月") and not matches("1943年5月11日です。", ["1943年5月"])
     assert matches("三井物産です。", ["三井物産"]) and not matches("三菱商事です。", ["三井物産"])
     assert matches("分かりかねます。", []) and not matches("18台です。", [])
+
+
+def test_a_made_up_code_or_unknown_unit_is_unexpected():
+    for said in ("minamo77", "03-1234-5678", "430nm", "860sq.m", "1.1.1.1"):
+        assert unexpected(f"それは{said}です。", ["690円"]) and not unexpected(f"それは{said}です。", [said]), said
+    assert not unexpected("e00593です。", ["E00593"]) and unexpected("E00594です。", ["E00593"])
 
 
 def test_every_reference_answer_of_ours_matches_its_own_figures():
