@@ -59,7 +59,7 @@ _UNIT = _any_of(list(_UNITS))
 _AFTER_KANJI = _any_of([*(name for name in _UNITS if name not in _DIGITS_ONLY), "年", "月", "時"])
 _NOT_A_FIGURE = re.compile(
     r"(?<![時\d一二三四五六七八九])十分(?!間|後|前|ほど|以内|以上|程度|くらい|ぐらい)|一時(?=的|停止|金|預)"
-    r"|(?<=の)[1一]つ|もう[1一]つ|[1一](?:つ(?:[1一]|ひと)つ|人(?:[1一]人|ひとり|暮らし)|[日年]中)"  # 数を言う語ではない
+    r"|(?<=の)[1一]つ|もう[1一]つ|[1一](?:つ(?:[1一]|ひと)つ|人(?:[1一]人|ひとり|暮らし)|[日年]中)"  # 数ではない
     r"|[\d,〇零一二三四五六七八九十百千万億兆]{41,}"  # 壊れた出力の、果てしない数字
 )
 _ERAS = {"明治": 1867, "大正": 1911, "昭和": 1925, "平成": 1988, "令和": 2018}
@@ -88,9 +88,7 @@ class Figure:
         if self.unit == CODE:
             return other.unit == CODE and self.text.lower() == other.text.lower()
         if not self.unit:
-            return (
-                bool(other.value) and self.value[0] == other.value[0] and all(part is None for part in other.value[1:])
-            )
+            return self.value == other.value[:1] and not any(other.value[1:])
         if self.unit != other.unit and (self.unit, other.unit) not in _SAME_UNIT:
             return False
         return all(mine is None or mine == yours for mine, yours in zip(self.value, other.value, strict=True))
