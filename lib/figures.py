@@ -64,6 +64,11 @@ _NOT_A_FIGURE = re.compile(
 )
 _ERAS = {"明治": 1867, "大正": 1911, "昭和": 1925, "平成": 1988, "令和": 2018}
 _ERA_LENGTHS = {"明治": 45, "大正": 15, "昭和": 64, "平成": 31}
+_ERA_COUNT, _WEST = rf"(?P<era>{'|'.join(_ERAS)})\s?(?P<count>元|\d{{1,2}})", r"(?<!\d)(?P<year>\d{4})"
+_YEAR_TWICE = [
+    re.compile(rf"{first}\s?年?\s?[(/・]\s?{second}(?:\s?年)?(?:\s?\)(?:\s?年)?)?")
+    for first, second in ((_WEST, _ERA_COUNT), (_ERA_COUNT, _WEST))
+]
 _LETTERS = dict(zip("MTSHR", _ERAS, strict=True))
 _SAME_UNIT = {("キロ", "m"), ("キロ", "g"), ("m", "キロ"), ("g", "キロ")}
 
@@ -111,8 +116,16 @@ def figures_and_codes(text: str) -> list[Figure]:
 def readable(text: str) -> str:
     """数値の書き方をそろえた文字列（NFKC、か月・か所の表記、算用数字）。読まない言い方は「・」で伏せる。"""
     text = re.sub(r"[ヶヵカケ箇](?=[月所])", "か", nfkc(text)).replace("正午", "12時")
-    text = _NOT_A_FIGURE.sub(lambda match: "・" * len(match[0]), text)
-    return to_arabic(text, _AFTER_KANJI)
+    text = to_arabic(_NOT_A_FIGURE.sub(lambda match: "・" * len(match[0]), text), _AFTER_KANJI)
+    for pattern in _YEAR_TWICE:
+        text = pattern.sub(_one_year, text)
+    return text
+
+
+def _one_year(match: re.Match[str]) -> str:
+    """同じ年を二通りに書いた「1943年(昭和18年)」を「1943年」にする。食い違えば、そのまま二つの年と読む。"""
+    agrees = _ERAS[match["era"]] + (1 if match["count"] == "元" else int(match["count"])) == int(match["year"])
+    return f"{match['year']}年" if agrees else match[0]
 
 
 def _scan(text: str) -> list[Figure]:
@@ -212,7 +225,7 @@ _LEFT = r"(?<![A-Za-z0-9数何幾])(?<!\d\.)"
 _NUMBER = r"\d+(?:\.\d+)?"
 _MONTH = r"(?P<month>\d{1,2})\s?月(?:\s?の?\s?(?P<day>\d{1,2})\s?日(?![間目]))?"
 _SLASHED = r"(?P<mark>[-/.])(?P<month>\d{1,2})(?P=mark)(?P<day>\d{1,2})(?![\d/.-])"
-_ERA_YEAR = rf"(?P<era>{'|'.join(_ERAS)})\s?(?P<count>元|\d{{1,2}})\s?年"
+_ERA_YEAR = rf"{_ERA_COUNT}\s?年"
 _RULES: list[tuple[re.Pattern[str], Callable[[re.Match[str]], Figure | None]]] = [
     (re.compile(pattern), build)
     for pattern, build in (

@@ -230,6 +230,20 @@ def test_a_different_figure_is_never_the_same(answer, expected):
     assert not states(answer, expected)
 
 
+def test_a_year_written_twice_is_one_year():
+    for said in (
+        "1943年（昭和18年）",
+        "昭和十八年（一九四三年）",
+        "昭和18（1943）年",
+        "1943（昭和18）年",
+        "昭和18年/1943年",
+    ):
+        assert matches(f"{said}5月に設立。", ["1943年5月"]) and matches(f"設立は{said}です。", ["1943年"]), said
+        assert not states(f"{said}5月に設立。", "1943年6月")
+    assert matches("2019年（令和元年）5月です。", ["2019年5月"])
+    assert not matches("1943年（昭和19年）5月です。", ["1943年5月"]) and unexpected("1943年（昭和19年）", ["1943年"])
+
+
 def test_names_and_numbers_that_are_not_figures():
     assert figures("三井物産と三越、四谷、七戸町、千代田区の百貨店が一番、一部、一般、もう一度。十分です。") == []
     assert figures("第一通商の一通りの、ブランドの一つ。もう1つ、一人ひとり、一人暮らし、一年中、一日中。") == []
