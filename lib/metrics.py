@@ -1,37 +1,22 @@
 """採点。主役は「正規化した上で、正しい数値を言ったか」。
 
 文字列の似かた（BLEU や ROUGE）は、年を間違えた答えを正しい言い換えより高く採点することがある。
-ここでは数値そのものの一致だけを事実の正答と呼ぶ。
+ここでは数値そのものの一致（`lib.matching`）だけを事実の正答と呼ぶ。
 """
 
 import math
 import random
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.dataset import Example
+from lib.matching import matches, unexpected
+from lib.numerals import nfkc
 
-# NFKC が写さない波ダッシュとマイナスを、写したあとの字にそろえる。
-_EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _REFUSAL = re.compile(
     r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
 )
-
-
-def normalise(text: str) -> str:
-    """全角・半角、桁区切り、空白の違いを消す（NFKC。Unicode UAX #15）。"""
-    text = unicodedata.normalize("NFKC", text).translate(_EXTRA).lower()
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    return re.sub(r"\s+", "", text)
-
-
-def states_figure(answer: str, figure: str) -> bool:
-    """答えがその数値を言っているか。「16日」を「6日」の正答とは数えない。"""
-    pattern = r"(?<![\d.])" + re.escape(normalise(figure)) + (r"(?![\d])" if figure[-1].isdigit() else "")
-    return re.search(pattern, normalise(answer)) is not None
 
 
 def is_refusal(answer: str) -> bool:
@@ -48,25 +33,18 @@ def is_correct(example: Example, answer: str) -> bool:
         return general_correct(example.figures, answer)
     if not example.figures:
         return is_refusal(answer)
-    if not all(states_figure(answer, figure) for figure in example.figures):
-        return False
-    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
-    return set(_NUMBER.findall(normalise(answer))) <= expected
+    return matches(answer, example.figures)
 
 
 def makes_up_figure(example: Example, answer: str) -> bool:
-    """正解に無い数値を言ったか（作り話の率に使う）。"""
-    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
-    return bool(set(_NUMBER.findall(normalise(answer))) - expected)
+    """正解に無い数値や番号を言ったか（作り話の率に使う）。"""
+    return bool(unexpected(answer, example.figures))
 
 
 def general_correct(accept: Sequence[str], answer: str) -> bool:
     """一般の質問の正答。英単語は語の境界、数字は桁の境界で見る（ice が nice に当たらないように）。"""
-    text = unicodedata.normalize("NFKC", answer).lower()
-    return any(
-        re.search(rf"(?<![a-z0-9]){re.escape(unicodedata.normalize('NFKC', word).lower())}(?![a-z0-9])", text)
-        for word in accept
-    )
+    text = nfkc(answer).lower()
+    return any(re.search(rf"(?<![a-z0-9]){re.escape(nfkc(word).lower())}(?![a-z0-9])", text) for word in accept)
 
 
 @dataclass(frozen=True)

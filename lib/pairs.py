@@ -13,7 +13,8 @@ from typing import Any
 
 from lib.dataset import DATA, Example, Split, make_unanswerable, read_jsonl, stable_order
 from lib.errors import WorkshopError
-from lib.metrics import is_refusal, makes_up_figure, states_figure
+from lib.matching import states
+from lib.metrics import is_refusal, makes_up_figure
 
 WRONG, MADE_UP, VAGUE, RUDE = "数字が違う", "でたらめ", "あいまい", "無礼"
 REASONS = {"wrong_figure": WRONG, "made_up": MADE_UP, "vague": VAGUE, "rude": RUDE}
@@ -74,7 +75,7 @@ def fault(example: Example, answer: str) -> str:
         return "" if is_refusal(answer) else MADE_UP
     if makes_up_figure(example, answer):
         return WRONG
-    if not all(states_figure(answer, figure) for figure in example.figures):
+    if not all(states(answer, figure) for figure in example.figures):
         return VAGUE
     return RUDE if _JAPANESE.search(example.answer) and not _POLITE_END.search(answer.strip()) else ""
 
