@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test bench lab compare lint clean
+.PHONY: help setup fetch check run test bench lab compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -52,6 +52,12 @@ lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 
 compare: $(READY) ## 終わった実行を tests/expected.json と比べる
 	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"
+
+report: $(READY) ## 終わった実行の報告（report.html）を作り直す
+	@$(BIN)/python -m lib.summary --run "$(or $(RUN),$(PROFILE))"
+
+gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
+	@$(BIN)/python -m lib.gate --run "$(or $(RUN),$(PROFILE))"
 
 lint: $(READY) ## 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import WorkshopError, command_line
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, write_json
+from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json
 
 EXPECTED = REPOSITORY / "tests" / "expected.json"
 # 速さは機械しだいなので比べない。
@@ -120,10 +120,7 @@ def main() -> None:
             record(options.profile, options.record)
             return
         name = options.run or options.profile
-        folder = OUTPUTS / name
-        if not folder.exists():
-            raise WorkshopError("その実行はありません", "先に make run を実行してください", folder)
-        run = open_run(options.profile, name, read_json(folder / "run.json")["seed"])
+        run = reopen(name)
         expected = read_json(EXPECTED).get(options.profile)
         if expected is None:
             raise WorkshopError(

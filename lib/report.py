@@ -34,7 +34,7 @@ _OWN_METRICS = {
     "07_evaluation": ("sft_far_accuracy", "人が書いた別の尋ね方の正答率", "{:.1%}"),
 }
 
-_STYLE = """
+STYLE = """
 body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;
 margin:2rem auto;padding:0 1rem;line-height:1.7;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .6rem;border-bottom:1px solid #d9dde3}
@@ -85,7 +85,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
     page = f"""<!doctype html><html lang="ja"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
-<style>{_STYLE}</style></head><body>
+<style>{STYLE}</style></head><body>
 <h1>ファインチューニング実践ワークショップ</h1>
 <p>測った数字は、すべてこの実行の中で計算しました（「録画」と書いたものを除く）。題名を押すと、実行済みのノートブックが読めます。</p>
 <table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>

@@ -241,6 +241,19 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
     return Run(folder, chosen, int(seed), remembered)
 
 
+def reopen(name: str, outputs: Path | None = None) -> Run:
+    """前に作った実行を、そのときの設定で開く。
+
+    Raises:
+        WorkshopError: その名前の実行が無いとき。
+    """
+    path = (outputs or OUTPUTS) / name / "run.json"
+    if not path.exists():
+        raise WorkshopError(f"実行「{name}」はありません", "先に make run を実行してください", path.parent)
+    settings = read_json(path)
+    return open_run(settings["profile"], name, settings["seed"], outputs)
+
+
 def _remembered_data(folder: Path, settings: dict[str, Any], data: str) -> str:
     """前からある実行が使っているデータ。設定かデータが違えば止める。"""
     found = read_json(folder / "run.json")
