@@ -1,4 +1,4 @@
-"""smoke プロファイルで 7 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
+"""smoke プロファイルで 8 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
 
 import json
 import os
@@ -32,7 +32,7 @@ def finished():
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("[2/7]"):
+        if line.startswith(f"[2/{len(STAGES)}]"):
             time.sleep(3)  # 二つ目のノートブックの途中まで進める
             process.send_signal(signal.SIGINT)
             break
@@ -87,6 +87,9 @@ def test_every_stage_left_its_artefacts(finished):
         "06_merge_to_gguf/Modelfile",
         "07_evaluation/comparison_evaluation.csv",
         "07_evaluation/report.md",
+        "07_evaluation/report.html",
+        "07_evaluation/model_card.md",
+        "08_ladder/ladder_evaluation.json",
     ):
         assert (folder / name).stat().st_size > 0, name
 
