@@ -35,6 +35,8 @@ def answer_prompts(
     """
     import torch
 
+    if not prompts:
+        return []
     # テンプレートが特殊トークンを書き終えているので、ここで足すと BOS が二重になる。
     encoded = tokenizer(list(prompts), add_special_tokens=False)["input_ids"]
     shared = _shared_length(encoded)
@@ -66,7 +68,7 @@ def answer_prompts(
 def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
     """どの列でも同じ、先頭のトークンの数。どの列にも、少なくとも 1 つは残す。"""
     columns = takewhile(lambda column: len(set(column)) == 1, zip(*encoded, strict=False))
-    return min(sum(1 for _ in columns), min(map(len, encoded), default=1) - 1)
+    return min(sum(1 for _ in columns), min(map(len, encoded)) - 1)
 
 
 def _read(model: Any, ids: Sequence[int]) -> Any:
