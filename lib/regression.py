@@ -12,6 +12,7 @@ from lib.errors import WorkshopError, command_line
 from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json
 
 EXPECTED = REPOSITORY / "tests" / "expected.json"
+SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
 # 速さは機械しだいなので比べない。
 _NOT_COMPARED = ("_seconds", "_per_second")
 # 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
@@ -106,6 +107,20 @@ def record(profile: str, names: list[str], target: Path = EXPECTED) -> None:
     }
     write_json(target, everything)
     print(f"書きました: {target}")
+    record_seeds(profile, runs)
+
+
+def record_seeds(profile: str, runs: list[Run], target: Path = SEEDS) -> None:
+    """種ごとの 07 と 08 の正答率を、録画として残す（07 が並べて見せる）。"""
+    everything = read_json(target) if target.exists() else {}
+    everything[profile] = {
+        str(run.seed): {
+            "date": read_json(run.folder / "run.json")["created"][:10],
+            **{k: v for stage in STAGES[-2:] for k, v in run.metrics(stage).items() if k.endswith("_accuracy")},
+        }
+        for run in runs
+    }
+    write_json(target, everything)
 
 
 def main() -> None:
