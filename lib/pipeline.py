@@ -27,6 +27,7 @@ from lib.workspace import REPOSITORY, STAGES, Run, data_path, open_run, read_jso
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 _CELL_TIMEOUT_SECONDS = 3600
+_KERNEL_START_SECONDS = 180  # 既定の 60 秒では、混んだ機械で起動しきれないことがあった
 
 
 class Progress:
@@ -163,6 +164,7 @@ def execute(run: Run, stage: str) -> float:
                 kernel_name="python3",
                 engine_name="watched",
                 progress_bar=False,
+                start_timeout=_KERNEL_START_SECONDS,
                 execution_timeout=_CELL_TIMEOUT_SECONDS,
                 cwd=str(REPOSITORY / "notebooks"),
             )
@@ -173,6 +175,12 @@ def execute(run: Run, stage: str) -> float:
                 f"{error.ename}: {str(error.evalue)[:300]}",
                 f"実行の写し {target} を開くと、どこで失敗したかが見えます",
                 f"{stage} のセル {error.cell_index + 1}",
+            ) from None
+        except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
+            raise WorkshopError(
+                f"ノートブックを動かすカーネルが止まりました: {error}",
+                "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください",
+                stage,
             ) from None
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある

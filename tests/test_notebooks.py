@@ -10,6 +10,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from lib.workspace import OUTPUTS, REPOSITORY, STAGES, read_json
@@ -152,6 +153,22 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
     process = start("--run", name)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 1 and "一つもありません" in output and "Traceback" not in output, output
+
+
+def test_a_killed_kernel_is_one_sentence():
+    shutil.rmtree(OUTPUTS / "pytest-killed", ignore_errors=True)
+    process = start("--run", "pytest-killed", "--no-index", "01_concepts")
+    for _ in range(60):
+        time.sleep(0.5)
+        family = psutil.Process(process.pid).children(recursive=True)
+        kernels = [child for child in family if "ipykernel" in " ".join(child.cmdline())]
+        if kernels and (OUTPUTS / "pytest-killed" / "notebooks" / "01_concepts.ipynb").exists():
+            break
+    time.sleep(2)  # 準備のセルが走っているころ
+    for kernel in kernels:
+        kernel.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():
