@@ -1,33 +1,21 @@
-"""審査: モデルに選ばせる審査役と、人の目隠し投票。どちらも、ふだんの実行には要らない。
+"""審査: モデルに選ばせる審判と、人の目隠し投票。どちらも、ふだんの実行には要らない。
 
-審査役は OpenAI 互換の口なら何でもよい（手元の llama.cpp のサーバーも）。場所と鍵は環境変数だけから取る:
+審判は OpenAI 互換の口なら何でもよい（手元の llama.cpp のサーバーも）。場所と鍵は環境変数だけから取る:
 `WORKSHOP_JUDGE_URL`（例 http://127.0.0.1:8080/v1）、`WORKSHOP_JUDGE_MODEL`、`WORKSHOP_JUDGE_KEY`（要らなければ空）。
 """
 
-import json
 import os
 import random
-import re
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lib.errors import WorkshopError
 from lib.metrics import Interval, wilson
+from lib.pairs import Judge, openai_judge
 from lib.workspace import read_json, write_json
 
 TIE = "引き分け"
-PROMPT = """質問に対する二つの答えのうち、正解に近く、客に役立つほうを選んでください。順番や長さで選ばないでください。
-質問: {question}
-正解: {reference}
-答え A: {a}
-答え B: {b}
-A、B、引き分け のどれか一つだけを書いてください。"""
-
-Ask = Callable[[str], str]
 
 
 @dataclass(frozen=True)
@@ -37,7 +25,7 @@ class Verdicts:
     Attributes:
         win: 二つ目のモデルの勝ち数の割合。順を入れ替えると変わった判定は、引き分け（半分の勝ち）と数える。
         consistency: 順を入れ替えても、同じ判定だった割合。
-        agreement: 規則の採点で差が付いた組のうち、審査役が同じほうを選んだ割合。差の付いた組が無ければ None。
+        agreement: 規則の採点で差が付いた組のうち、審判が同じほうを選んだ割合。差の付いた組が無ければ None。
         pairs: 組の数。
     """
 
@@ -47,22 +35,21 @@ class Verdicts:
     pairs: int
 
 
-def compare(ask: Ask, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Verdicts:
+def compare(judge: Judge, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]) -> Verdicts:
     """同じ問題の答えを組にし、A と B を入れ替えて二度ずつ審査させる（位置の偏りを見るため。Zheng ら 2023）。
 
     Args:
-        ask: 文を渡すと答えの文を返す関数（`ask_from_environment`）。
+        judge: 審判。質問には正解を添えて渡す。
         first, second: 採点の行（`question`・`reference`・`answer`・`correct`）。同じ順。
     """
     points, same, agreed = 0.0, 0, []
     for one, two in zip(first, second, strict=True):
-        given = {"question": one["question"], "reference": one["reference"]}
-        there = read_choice(ask(PROMPT.format(**given, a=one["answer"], b=two["answer"])))
-        back = read_choice(ask(PROMPT.format(**given, a=two["answer"], b=one["answer"])))
-        back = {"A": "B", "B": "A"}.get(back, back)
+        asked = f"{one['question']}（正解: {one['reference']}）"
+        there = judge(asked, one["answer"], two["answer"])
+        back = {"A": "B", "B": "A", "": ""}[judge(asked, two["answer"], one["answer"])]
         same += there == back
-        verdict = there if there == back else TIE
-        points += {"A": 0.0, "B": 1.0}.get(verdict, 0.5)
+        verdict = there if there == back else ""
+        points += {"A": 0.0, "B": 1.0, "": 0.5}[verdict]
         if one["correct"] != two["correct"]:
             agreed.append(verdict == ("B" if two["correct"] else "A"))
     pairs = len(first)
@@ -70,35 +57,10 @@ def compare(ask: Ask, first: Sequence[Mapping[str, Any]], second: Sequence[Mappi
     return Verdicts(points / pairs, wilson(same, pairs), agreement, pairs)
 
 
-def read_choice(text: str) -> str:
-    """審査役の返事から A か B を読む。どちらとも決められなければ、引き分け。"""
-    found = set(re.findall(r"(?<![A-Za-z])[AB](?![A-Za-z])", text.translate(str.maketrans("ＡＢ", "AB"))))
-    return found.pop() if len(found) == 1 and TIE not in text else TIE
-
-
-def ask_from_environment() -> Ask | None:
-    """環境変数が指す審査役。指されていなければ None。"""
+def judge_from_environment() -> Judge | None:
+    """環境変数が指す審判。指されていなければ None。"""
     url = os.environ.get("WORKSHOP_JUDGE_URL", "").rstrip("/")
-    if not url:
-        return None
-    model, key = os.environ.get("WORKSHOP_JUDGE_MODEL", ""), os.environ.get("WORKSHOP_JUDGE_KEY", "")
-
-    def ask(text: str) -> str:
-        body = {"model": model, "messages": [{"role": "user", "content": text}], "temperature": 0, "max_tokens": 16}
-        headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {key}"} if key else {})}
-        request = urllib.request.Request(f"{url}/chat/completions", json.dumps(body).encode(), headers)
-        try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
-                return str(json.load(reply)["choices"][0]["message"]["content"])
-        except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-            reason = error.code if isinstance(error, urllib.error.HTTPError) else type(error).__name__
-            raise WorkshopError(
-                f"審査役が答えません: {reason}",
-                "WORKSHOP_JUDGE_URL・MODEL・KEY を確かめるか、空にして飛ばしてください",
-                url,
-            ) from None
-
-    return ask
+    return openai_judge(url, os.environ.get("WORKSHOP_JUDGE_MODEL", "")) if url else None
 
 
 @dataclass

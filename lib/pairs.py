@@ -6,6 +6,7 @@
 import json
 import os
 import re
+import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -109,6 +110,15 @@ def rank_pairs(
     return rows
 
 
+def read_choice(text: str) -> str:
+    """審判の返事から A か B を読む。どちらとも決められなければ空。"""
+    text = unicodedata.normalize("NFKC", text).strip()
+    if first := re.match(r"([ABab])(?![A-Za-z])", text):
+        text = first[1].upper() + text[1:]
+    found = set(re.findall(r"(?<![A-Za-z])[AB](?![A-Za-z])", text))
+    return found.pop() if len(found) == 1 else ""
+
+
 def openai_judge(base_url: str, model: str, key_variable: str = "WORKSHOP_JUDGE_KEY", seconds: float = 60) -> Judge:
     """OpenAI 互換の口を持つ審判を作る（手元の llama.cpp サーバでもよい）。
 
@@ -130,13 +140,12 @@ def openai_judge(base_url: str, model: str, key_variable: str = "WORKSHOP_JUDGE_
         request = urllib.request.Request(f"{base_url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=seconds) as reply:
-                text = json.load(reply)["choices"][0]["message"]["content"].strip().upper()
-        except (urllib.error.URLError, TimeoutError, KeyError, IndexError, ValueError) as error:
-            reason = type(error).__name__
+                return read_choice(json.load(reply)["choices"][0]["message"]["content"])
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            reason = error.code if isinstance(error, urllib.error.HTTPError) else type(error).__name__
             raise WorkshopError(
                 f"審判が答えません（{reason}）", "宛先と鍵の環境変数を確かめてください", base_url
             ) from None
-        return text[0] if text[:1] in ("A", "B") else ""
 
     return judge
 
