@@ -179,6 +179,6 @@ def standing(ballot: Ballot) -> str:
     votes = list(ballot.votes.values())
     counts = "、".join(f"{escape(name)} {votes.count(name)} 票" for name in (one, two, TIE))
     if len(votes) == votes.count(TIE):
-        return f'<div class="line">決着の付いた票が、まだありません（{counts}）。</div>'
+        return f"決着の付いた票が、まだありません（{counts}）。"
     rate = f"{escape(one)} に対する {escape(two)} の勝率 <b>{ballot.win_rate().as_percent()}</b>"
-    return f'<div class="line">{rate}<br>角括弧は 95% 区間。引き分けは除く（{counts}）。</div>'
+    return f"{rate}<br>角括弧は 95% 区間。引き分けは除く（{counts}）。"

@@ -5,7 +5,8 @@ import shutil
 import socket
 import subprocess
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from lib.dataset import Example, write_examples
 from lib.errors import WorkshopError
 from lib.metrics import score_rows
-from lib.showcase import Material, answer_card, coloured, gather, key, open_ballot, standing
+from lib.showcase import Material, answer_card, coloured, gather, key, open_ballot, open_models, standing
 from lib.workspace import REPOSITORY, open_run
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -96,6 +97,41 @@ def test_an_unfinished_run_is_one_sentence(tmp_path):
     assert list(material.answerers) == ["学習前"] and len(material.samples) == 2
     with pytest.raises(WorkshopError, match="採点の表がまだありません"):
         open_ballot(material, "学習前", "SFT")
+
+
+def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, monkeypatch):
+    run = open_run("smoke", outputs=tmp_path)
+    (run.stage("04_lora_sft") / "adapter").mkdir()
+    for name, size in (("model-f16", 9), ("model-q8_0", 4)):
+        (run.stage("06_merge_to_gguf") / f"{name}.gguf").write_bytes(b"x" * size)
+    seen = []
+
+    @contextmanager
+    def serve(path):
+        seen.append(path.name)
+        yield SimpleNamespace(ask=lambda messages, limit: (f"{messages[0]['content']} {messages[-1]['content']}", 1.0))
+        seen.append("止めた")
+
+    def load_model(folder, profile):
+        seen.append(folder.name)
+        if seen.count("adapter") == 1:
+            raise WorkshopError("重みを読めません", "もう一度")
+        return "model"
+
+    monkeypatch.setattr("lib.llamacpp.serve", serve)
+    monkeypatch.setattr("lib.models.load_model", load_model)
+    monkeypatch.setattr("lib.models.load_tokenizer", lambda folder: "tokenizer")
+    monkeypatch.setattr("lib.models.resolve", lambda profile: tmp_path)
+    monkeypatch.setattr("lib.answering.answer", lambda model, tokenizer, examples, profile: [examples[0].question])
+    with ExitStack() as closing:
+        models = open_models(run, EXAM, closing)
+        assert list(models) == ["学習前", "SFT", "GGUF Q8_0"] and not seen
+        with pytest.raises(WorkshopError):
+            models["SFT"]("問い")
+        assert [models["SFT"]("問い"), models["SFT"]("別の問い")] == ["問い", "別の問い"]  # 読み損ねても、次は読み直す
+        assert [models["GGUF Q8_0"]("問い") for _ in range(2)] == [f"{EXAMPLES[0].system} 問い"] * 2
+        assert seen == ["adapter", "adapter", "model-q8_0.gguf"]
+    assert seen[-1] == "止めた"
 
 
 def test_a_missing_run_is_one_sentence():
