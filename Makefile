@@ -4,12 +4,13 @@ PROFILE ?= embedded
 RUN ?=
 SEED ?= 0
 DATA ?=
+PORT ?= 7860
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test bench lab compare report gate lint clean
+.PHONY: help setup fetch check run test bench lab app compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -49,6 +50,10 @@ bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方�
 
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.
+
+app: $(READY) ## モデルを並べて答えさせ、目隠しで投票するページを開く（127.0.0.1 のみ）
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[app]'
+	@$(BIN)/python -m lib.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
 
 compare: $(READY) ## 終わった実行を tests/expected.json と比べる
 	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"

@@ -110,7 +110,7 @@ def figures(text: str) -> list[Figure]:
 
 def figures_and_codes(text: str) -> list[Figure]:
     """文の中の数値と番号（`CODE`）を、出てきた順に返す。"""
-    return _scan(readable(text))
+    return [figure for figure, _, _ in places(readable(text))]
 
 
 def readable(text: str) -> str:
@@ -128,12 +128,13 @@ def _one_year(match: re.Match[str]) -> str:
     return f"{match['year']}年" if agrees else match[0]
 
 
-def _scan(text: str) -> list[Figure]:
+def places(text: str) -> list[tuple[Figure, int, int]]:
+    """`readable` の文の中の数値と番号を、(数値, 始まり, 終わりの次) で、出てきた順に返す。"""
     found, position = [], 0
     while position < len(text):
         figure, end = _read_at(text, position)
         if figure:
-            found.append(figure)
+            found.append((figure, position, end))
         position = end
     return found
 
