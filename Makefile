@@ -39,7 +39,7 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 check: $(READY) ## 自分のデータを検査する（例: make check DATA=data/my/規則.csv）
 	@$(BIN)/python -m lib.validate "$(DATA)"
 
-run: $(READY) ## 01〜07 を順に実行し、表と index.html で終わる
+run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 test: $(READY) ## テスト一式（環境の用意から）

@@ -62,7 +62,7 @@ class Profile:
         preference_pairs, preference_epochs, dpo_learning_rate, orpo_learning_rate: 選好学習の予算。
         answer_batch, answer_tokens: まとめて答えさせる問数と、1 問の最大トークン数。
         quantizations: 06 で作る GGUF の種類。
-        expected_seconds: 01〜07 の実測の秒数（2 コアの機械）。測っていなければ空。
+        expected_seconds: 01〜08 の実測の秒数（2 コアの機械）。測っていなければ空。
     """
 
     name: str
