@@ -64,6 +64,8 @@ def quality_against_cost(
             around = [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
             axes.errorbar(cost[name], 100 * value, yerr=around, fmt="o", capsize=3, color=colour, label=name)
         axes.set_xscale("log")
+        for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatter("{x:g}")  # 既定の 6×10⁻¹ のような書き方は読みにくい
         axes.set_title(title)
         axes.set_xlabel(xlabel)
         axes.set_ylim(-4, 104)

@@ -69,11 +69,11 @@ def summary_lines(results: dict[str, Rows], missing: dict[str, str]) -> list[str
     for name, rows in results.items():
         if name != BASE:
             said = "、".join(
-                f"{PARTS[part]}は{gap.verdict()}（{gap.as_percent()}）"
+                f"{PARTS[part]}: {gap.verdict()}（{gap.as_percent()}）"
                 for part in ("near", "far", "general")
                 for gap in [gain(results[BASE], rows, part)]
             )
-            lines.append(f"- **{name}**: 学習前と比べて、{said}。")
+            lines.append(f"- **{name}**（学習前と比べて）: {said}")
     return lines + [f"- **{name}**: 測れなかった（{reason}）。" for name, reason in missing.items()]
 
 
@@ -88,7 +88,7 @@ def failures(results: dict[str, Rows]) -> list[str]:
         lines += [
             f"- {name}: 答えの無い質問で、でたらめな数字を言った割合 {made_up.as_percent()}",
             f"- {name}: 教えていない事実の正答 {leak.as_percent()}（0 でなければ、漏れか偶然）",
-            f"- {name}: 一般の質問は{lost.verdict()}（{lost.as_percent()}）",
+            f"- {name}: 学習前と比べた一般の質問: {lost.verdict()}（{lost.as_percent()}）",
         ]
     return lines
 

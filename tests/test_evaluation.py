@@ -49,8 +49,8 @@ def test_the_same_artefacts_give_the_same_report_to_the_letter(run):
 def test_the_report_says_what_the_intervals_say(run):
     write_report(run)
     text = (run.folder / "07_evaluation" / "report.md").read_text(encoding="utf-8")
-    assert f"{PARTS['near']}は上がった（100.0%" in text and f"{PARTS['general']}は下がった" in text
-    assert f"{PARTS['far']}は差は示せない" in text
+    assert f"{PARTS['near']}: 上がった（100.0%" in text and f"{PARTS['general']}: 下がった" in text
+    assert f"{PARTS['far']}: 差は示せない" in text
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
     assert "別の言葉での質問に弱い" in text and "断りの例を" in text
     page = (run.folder / "07_evaluation" / "report.html").read_text(encoding="utf-8")
