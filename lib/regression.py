@@ -116,11 +116,15 @@ def record_seeds(profile: str, runs: list[Run], target: Path = SEEDS) -> None:
     everything[profile] = {
         str(run.seed): {
             "date": read_json(run.folder / "run.json")["created"][:10],
-            **{k: v for stage in STAGES[-2:] for k, v in run.metrics(stage).items() if k.endswith("_accuracy")},
+            **{stage: _accuracies(run.metrics(stage)) for stage in STAGES[-2:]},
         }
         for run in runs
     }
     write_json(target, everything)
+
+
+def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.endswith("_accuracy")}
 
 
 def main() -> None:
