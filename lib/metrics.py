@@ -100,14 +100,14 @@ def paired_bootstrap(
     return between(*resampled(clusters(before, after, groups), rounds))
 
 
-def resampled(clusters: Sequence[Sequence[int]], rounds: int = 2000) -> tuple[float, list[float]]:
+def resampled(grouped: Sequence[Sequence[int]], rounds: int = 2000) -> tuple[float, list[float]]:
     """群れを単位に引き直した平均の列。(元の平均, 引き直した平均 rounds 個)。"""
     generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
     means = []
     for _ in range(rounds):
-        drawn = generator.choices(clusters, k=len(clusters))
+        drawn = generator.choices(grouped, k=len(grouped))
         means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
-    return sum(map(sum, clusters)) / sum(map(len, clusters)), means
+    return sum(map(sum, grouped)) / sum(map(len, grouped)), means
 
 
 def between(value: float, means: Sequence[float]) -> Interval:

@@ -110,7 +110,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
         folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
         profile: 機器・精度・ベースモデルを決めるプロファイル。
         trainable: アダプタを続けて学習するとき True。
-        merge: アダプタをベースに足し込んで返すとき True。答えさせるだけなら、足し込んだほうが速い
+        merge: アダプタをベースに足し込んで返すとき True。配る形（06）と同じ重みで答えさせるため
             （差は丸めの分だけ。06 が毎回測る）。
 
     Raises:

@@ -6,7 +6,6 @@
 import json
 import os
 import re
-import unicodedata
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from lib.dataset import DATA, Example, Split, make_unanswerable, read_jsonl, sta
 from lib.errors import WorkshopError
 from lib.matching import states
 from lib.metrics import is_refusal, makes_up_figure
+from lib.numerals import nfkc
 
 WRONG, MADE_UP, VAGUE, RUDE = "数字が違う", "でたらめ", "あいまい", "無礼"
 REASONS = {"wrong_figure": WRONG, "made_up": MADE_UP, "vague": VAGUE, "rude": RUDE}
@@ -112,7 +112,7 @@ def rank_pairs(
 
 def read_choice(text: str) -> str:
     """審判の返事から A か B を読む。どちらとも決められなければ空。"""
-    text = unicodedata.normalize("NFKC", text).strip()
+    text = nfkc(text).strip()
     if first := re.match(r"([ABab])(?![A-Za-z])", text):
         text = first[1].upper() + text[1:]
     found = set(re.findall(r"(?<![A-Za-z])[AB](?![A-Za-z])", text))

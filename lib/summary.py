@@ -37,9 +37,10 @@ def write_report(run: Run) -> Path:
     """報告と model card を `07_evaluation/` に書き、report.html の場所を返す。"""
     results = load_results(run)
     folder = run.folder / "07_evaluation"
-    write_text(folder / "report.md", report_text(run, results))
+    text = report_text(run, results)
+    write_text(folder / "report.md", text)
     write_text(folder / "model_card.md", model_card(run, results))
-    return write_text(folder / "report.html", _page(run, report_text(run, results), _curve(run)))
+    return write_text(folder / "report.html", _page(run, text, _curve(run)))
 
 
 def report_text(run: Run, results: dict[str, Rows]) -> str:
