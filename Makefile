@@ -4,12 +4,13 @@ PROFILE ?= embedded
 RUN ?=
 SEED ?= 0
 DATA ?=
+PORT ?= 7860
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test bench lab compare lint clean
+.PHONY: help setup fetch check run test bench lab app compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -38,7 +39,7 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 check: $(READY) ## 自分のデータを検査する（例: make check DATA=data/my/規則.csv）
 	@$(BIN)/python -m lib.validate "$(DATA)"
 
-run: $(READY) ## 01〜07 を順に実行し、表と index.html で終わる
+run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 test: $(READY) ## テスト一式（環境の用意から）
@@ -50,8 +51,18 @@ bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方�
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.
 
+app: $(READY) ## モデルを並べて答えさせ、目隠しで投票するページを開く（127.0.0.1 のみ）
+	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[app]'
+	@$(BIN)/python -m lib.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
+
 compare: $(READY) ## 終わった実行を tests/expected.json と比べる
 	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"
+
+report: $(READY) ## 終わった実行の報告（report.html）を作り直す
+	@$(BIN)/python -m lib.summary --run "$(or $(RUN),$(PROFILE))"
+
+gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
+	@$(BIN)/python -m lib.gate --run "$(or $(RUN),$(PROFILE))"
 
 lint: $(READY) ## 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

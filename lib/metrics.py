@@ -1,37 +1,22 @@
 """採点。主役は「正規化した上で、正しい数値を言ったか」。
 
 文字列の似かた（BLEU や ROUGE）は、年を間違えた答えを正しい言い換えより高く採点することがある。
-ここでは数値そのものの一致だけを事実の正答と呼ぶ。
+ここでは数値そのものの一致（`lib.matching`）だけを事実の正答と呼ぶ。
 """
 
 import math
 import random
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.dataset import Example
+from lib.matching import matches, unexpected
+from lib.numerals import nfkc
 
-# NFKC が写さない波ダッシュとマイナスを、写したあとの字にそろえる。
-_EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})
-_NUMBER = re.compile(r"\d+(?:\.\d+)?")
 _REFUSAL = re.compile(
     r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
 )
-
-
-def normalise(text: str) -> str:
-    """全角・半角、桁区切り、空白の違いを消す（NFKC。Unicode UAX #15）。"""
-    text = unicodedata.normalize("NFKC", text).translate(_EXTRA).lower()
-    text = re.sub(r"(?<=\d),(?=\d{3})", "", text)
-    return re.sub(r"\s+", "", text)
-
-
-def states_figure(answer: str, figure: str) -> bool:
-    """答えがその数値を言っているか。「16日」を「6日」の正答とは数えない。"""
-    pattern = r"(?<![\d.])" + re.escape(normalise(figure)) + (r"(?![\d])" if figure[-1].isdigit() else "")
-    return re.search(pattern, normalise(answer)) is not None
 
 
 def is_refusal(answer: str) -> bool:
@@ -48,25 +33,18 @@ def is_correct(example: Example, answer: str) -> bool:
         return general_correct(example.figures, answer)
     if not example.figures:
         return is_refusal(answer)
-    if not all(states_figure(answer, figure) for figure in example.figures):
-        return False
-    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
-    return set(_NUMBER.findall(normalise(answer))) <= expected
+    return matches(answer, example.figures)
 
 
 def makes_up_figure(example: Example, answer: str) -> bool:
-    """正解に無い数値を言ったか（作り話の率に使う）。"""
-    expected = {number for figure in example.figures for number in _NUMBER.findall(normalise(figure))}
-    return bool(set(_NUMBER.findall(normalise(answer))) - expected)
+    """正解に無い数値や番号を言ったか（作り話の率に使う）。"""
+    return bool(unexpected(answer, example.figures))
 
 
 def general_correct(accept: Sequence[str], answer: str) -> bool:
     """一般の質問の正答。英単語は語の境界、数字は桁の境界で見る（ice が nice に当たらないように）。"""
-    text = unicodedata.normalize("NFKC", answer).lower()
-    return any(
-        re.search(rf"(?<![a-z0-9]){re.escape(unicodedata.normalize('NFKC', word).lower())}(?![a-z0-9])", text)
-        for word in accept
-    )
+    text = nfkc(answer).lower()
+    return any(re.search(rf"(?<![a-z0-9]){re.escape(nfkc(word).lower())}(?![a-z0-9])", text) for word in accept)
 
 
 @dataclass(frozen=True)
@@ -83,12 +61,12 @@ class Interval:
     low: float
     high: float
 
-    def verdict(self) -> str:
+    def verdict(self, up: str = "上がった", down: str = "下がった") -> str:
         """差の区間から言葉を決める。平均だけでは決めない。"""
         if self.low > 0:
-            return "上がった"
+            return up
         if self.high < 0:
-            return "下がった"
+            return down
         return "差は示せない"
 
     def as_percent(self) -> str:
@@ -119,19 +97,49 @@ def paired_bootstrap(
 
     Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
     """
+    return between(*resampled(clusters(before, after, groups), rounds))
+
+
+def resampled(grouped: Sequence[Sequence[int]], rounds: int = 2000) -> tuple[float, list[float]]:
+    """群れを単位に引き直した平均の列。(元の平均, 引き直した平均 rounds 個)。"""
+    generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
+    means = []
+    for _ in range(rounds):
+        drawn = generator.choices(grouped, k=len(grouped))
+        means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
+    return sum(map(sum, grouped)) / sum(map(len, grouped)), means
+
+
+def between(value: float, means: Sequence[float]) -> Interval:
+    """引き直した値の、内側の 95%。"""
+    ordered, rounds = sorted(means), len(means)
+    return Interval(value, ordered[int(0.025 * rounds)], ordered[int(0.975 * rounds) - 1])
+
+
+def permutation_p(
+    before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None = None, rounds: int = 5000
+) -> float:
+    """差が無くても、これ以上の差が偶然に出る割合（対応のある並べ替え検定、両側）。
+
+    事実ごとに前と後を入れ替えた差を rounds 回作り、その大きさが実際の差以上になる割合を返す。
+    実際の並びも一通りと数えるので、0 にはならない（Phipson & Smyth 2010）。引数は `paired_bootstrap` と同じ。
+    """
+    totals = [sum(cluster) for cluster in clusters(before, after, groups)]
+    generator = random.Random(0)
+    seen = abs(sum(totals))
+    extreme = sum(
+        abs(sum(total if generator.random() < 0.5 else -total for total in totals)) >= seen for _ in range(rounds)
+    )
+    return (extreme + 1) / (rounds + 1)
+
+
+def clusters(before: Sequence[bool], after: Sequence[bool], groups: Sequence[str] | None) -> list[list[int]]:
+    """各問の差（−1・0・1）を、事実ごとにまとめる。"""
     keys = list(groups) if groups is not None else [str(i) for i in range(len(before))]
     by_group: dict[str, list[int]] = {}
     for key, old, new in zip(keys, before, after, strict=True):
         by_group.setdefault(key, []).append(int(new) - int(old))
-    clusters = list(by_group.values())
-    generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
-    means = []
-    for _ in range(rounds):
-        drawn = generator.choices(clusters, k=len(clusters))
-        means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
-    means.sort()
-    value = sum(map(sum, clusters)) / sum(map(len, clusters))
-    return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
+    return list(by_group.values())
 
 
 def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:

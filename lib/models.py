@@ -103,13 +103,15 @@ def load_tokenizer(folder: str | Path) -> Any:
     return tokenizer
 
 
-def load_model(folder: str | Path, profile: Profile, trainable: bool = False) -> Any:
+def load_model(folder: str | Path, profile: Profile, trainable: bool = False, merge: bool = False) -> Any:
     """重みを読み込み、プロファイルの機器と精度に置く。
 
     Args:
         folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
         profile: 機器・精度・ベースモデルを決めるプロファイル。
         trainable: アダプタを続けて学習するとき True。
+        merge: アダプタをベースに足し込んで返すとき True。配る形（06）と同じ重みで答えさせるため
+            （差は丸めの分だけ。06 が毎回測る）。
 
     Raises:
         WorkshopError: 重みが壊れているとき、機器が無いとき。
@@ -141,6 +143,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False) ->
             from peft import PeftModel
 
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
+            model = model.merge_and_unload() if merge else model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise WorkshopError(
             f"重みを読めません: {str(error).splitlines()[0][:200]}",

@@ -13,7 +13,9 @@ from typing import Any
 
 from lib.dataset import DATA, Example, Split, make_unanswerable, read_jsonl, stable_order
 from lib.errors import WorkshopError
-from lib.metrics import is_refusal, makes_up_figure, states_figure
+from lib.matching import states
+from lib.metrics import is_refusal, makes_up_figure
+from lib.numerals import nfkc
 
 WRONG, MADE_UP, VAGUE, RUDE = "数字が違う", "でたらめ", "あいまい", "無礼"
 REASONS = {"wrong_figure": WRONG, "made_up": MADE_UP, "vague": VAGUE, "rude": RUDE}
@@ -74,7 +76,7 @@ def fault(example: Example, answer: str) -> str:
         return "" if is_refusal(answer) else MADE_UP
     if makes_up_figure(example, answer):
         return WRONG
-    if not all(states_figure(answer, figure) for figure in example.figures):
+    if not all(states(answer, figure) for figure in example.figures):
         return VAGUE
     return RUDE if _JAPANESE.search(example.answer) and not _POLITE_END.search(answer.strip()) else ""
 
@@ -108,6 +110,15 @@ def rank_pairs(
     return rows
 
 
+def read_choice(text: str) -> str:
+    """審判の返事から A か B を読む。どちらとも決められなければ空。"""
+    text = nfkc(text).strip()
+    if first := re.match(r"([ABab])(?![A-Za-z])", text):
+        text = first[1].upper() + text[1:]
+    found = set(re.findall(r"(?<![A-Za-z])[AB](?![A-Za-z])", text))
+    return found.pop() if len(found) == 1 else ""
+
+
 def openai_judge(base_url: str, model: str, key_variable: str = "WORKSHOP_JUDGE_KEY", seconds: float = 60) -> Judge:
     """OpenAI 互換の口を持つ審判を作る（手元の llama.cpp サーバでもよい）。
 
@@ -129,13 +140,12 @@ def openai_judge(base_url: str, model: str, key_variable: str = "WORKSHOP_JUDGE_
         request = urllib.request.Request(f"{base_url}/chat/completions", json.dumps(body).encode(), headers)
         try:
             with urllib.request.urlopen(request, timeout=seconds) as reply:
-                text = json.load(reply)["choices"][0]["message"]["content"].strip().upper()
-        except (urllib.error.URLError, TimeoutError, KeyError, IndexError, ValueError) as error:
-            reason = type(error).__name__
+                return read_choice(json.load(reply)["choices"][0]["message"]["content"])
+        except (OSError, KeyError, IndexError, TypeError, ValueError) as error:
+            reason = error.code if isinstance(error, urllib.error.HTTPError) else type(error).__name__
             raise WorkshopError(
                 f"審判が答えません（{reason}）", "宛先と鍵の環境変数を確かめてください", base_url
             ) from None
-        return text[0] if text[:1] in ("A", "B") else ""
 
     return judge
 

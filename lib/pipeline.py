@@ -27,6 +27,7 @@ from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_r
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 _CELL_TIMEOUT_SECONDS = 3600
+_KERNEL_START_SECONDS = 180  # 既定の 60 秒では、混んだ機械で起動しきれないことがあった
 
 
 class Progress:
@@ -167,6 +168,7 @@ def execute(run: Run, stage: str) -> float:
                 kernel_name="python3",
                 engine_name="watched",
                 progress_bar=False,
+                start_timeout=_KERNEL_START_SECONDS,
                 execution_timeout=_CELL_TIMEOUT_SECONDS,
                 cwd=str(REPOSITORY / "notebooks"),
             )
@@ -177,6 +179,12 @@ def execute(run: Run, stage: str) -> float:
                 f"{error.ename}: {str(error.evalue)[:300]}",
                 f"実行の写し {target} を開くと、どこで失敗したかが見えます",
                 f"{stage} のセル {error.cell_index + 1}",
+            ) from None
+        except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
+            raise WorkshopError(
+                f"ノートブックを動かすカーネルが止まりました: {error}",
+                "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください",
+                stage,
             ) from None
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
@@ -242,6 +250,7 @@ def main() -> None:
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.widgets）
     with command_line():
         known = (*STAGES, *APPENDICES)
         unknown = [name for name in options.stages if name not in known]

@@ -48,6 +48,34 @@ def rates(values: Mapping[str, tuple[float, float, float]], title: str) -> Figur
     return figure
 
 
+def quality_against_cost(
+    cost: Mapping[str, float], quality: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str
+) -> Figure:
+    """費用と正答率の散布図を、部分ごとに一枚ずつ横に並べる。
+
+    Args:
+        cost: 段 → 費用（横軸、対数）。
+        quality: 部分の見出し → {段: (割合, 区間の下, 区間の上)}。割合は 0–1。
+    """
+    figure, row = plt.subplots(1, len(quality), figsize=(4.2 * len(quality), 4), sharey=True, squeeze=False)
+    colours = (GREY, ORANGE, RED, GREEN, BLUE, "#56B4E9", "#CC79A7")
+    for axes, (title, points) in zip(row[0], quality.items(), strict=True):
+        for (name, (value, low, high)), colour in zip(points.items(), colours, strict=False):
+            around = [[max(0.0, 100 * (value - low))], [max(0.0, 100 * (high - value))]]
+            axes.errorbar(cost[name], 100 * value, yerr=around, fmt="o", capsize=3, color=colour, label=name)
+        axes.set_xscale("log")
+        for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatter("{x:g}")  # 既定の 6×10⁻¹ のような書き方は読みにくい
+        axes.set_title(title)
+        axes.set_xlabel(xlabel)
+        axes.set_ylim(-4, 104)
+    row[0][0].set_ylabel("正答率（%）")
+    figure.legend(*row[0][0].get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    plt.close(figure)
+    return figure
+
+
 def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: str, xlabel: str = "ステップ") -> Figure:
     """Trainer の記録から折れ線を描く。"""
     figure, axes = plt.subplots()

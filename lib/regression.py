@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import WorkshopError, command_line
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, write_json
+from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json
 
 EXPECTED = REPOSITORY / "tests" / "expected.json"
+SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
 # 速さは機械しだいなので比べない。
 _NOT_COMPARED = ("_seconds", "_per_second")
 # 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
@@ -106,6 +107,24 @@ def record(profile: str, names: list[str], target: Path = EXPECTED) -> None:
     }
     write_json(target, everything)
     print(f"書きました: {target}")
+    record_seeds(profile, runs)
+
+
+def record_seeds(profile: str, runs: list[Run], target: Path = SEEDS) -> None:
+    """種ごとの 07 と 08 の正答率を、録画として残す（07 が並べて見せる）。"""
+    everything = read_json(target) if target.exists() else {}
+    everything[profile] = {
+        str(run.seed): {
+            "date": read_json(run.folder / "run.json")["created"][:10],
+            **{stage: _accuracies(run.metrics(stage)) for stage in STAGES[-2:]},
+        }
+        for run in runs
+    }
+    write_json(target, everything)
+
+
+def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if name.endswith("_accuracy")}
 
 
 def main() -> None:
@@ -120,10 +139,7 @@ def main() -> None:
             record(options.profile, options.record)
             return
         name = options.run or options.profile
-        folder = OUTPUTS / name
-        if not folder.exists():
-            raise WorkshopError("その実行はありません", "先に make run を実行してください", folder)
-        run = open_run(options.profile, name, read_json(folder / "run.json")["seed"])
+        run = reopen(name)
         expected = read_json(EXPECTED).get(options.profile)
         if expected is None:
             raise WorkshopError(

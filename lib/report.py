@@ -14,6 +14,7 @@ _TITLES = {
     "05_preference": "好みを教える: DPO と ORPO",
     "06_merge_to_gguf": "マージから GGUF まで",
     "07_evaluation": "良くなったのかを測る",
+    "08_ladder": "学習するだけの価値があったか",
     "A0_experiments": "付録: 設定を変えて測る",
     "A1_methods": "付録: LoRA のほかの方法",
 }
@@ -27,6 +28,7 @@ _KEY_METRICS = {
     "05_preference": ("dpo_pair_accuracy", "DPO 後のペア正解率", "{:.1%}"),
     "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
     "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
+    "08_ladder": ("sft_rag_far_accuracy", "SFT + RAG の、別の言葉での質問", "{:.1%}"),
 }
 # 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
 _OWN_METRICS = {
@@ -34,7 +36,7 @@ _OWN_METRICS = {
     "07_evaluation": ("sft_far_accuracy", "人が書いた別の尋ね方の正答率", "{:.1%}"),
 }
 
-_STYLE = """
+STYLE = """
 body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;
 margin:2rem auto;padding:0 1rem;line-height:1.7;color:#1b1f24;background:#fff}
 table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .6rem;border-bottom:1px solid #d9dde3}
@@ -43,7 +45,7 @@ td.n{text-align:right}a{color:#0059a8}.missing{color:#8a4b00}footer{color:#57606
 
 
 def shown_stages(run: Run, record: dict[str, Any]) -> list[str]:
-    """表に載せる段: 01〜07 と、実行した付録。"""
+    """表に載せる段: 01〜08 と、実行した付録。"""
     return [*run.stages, *(name for name in APPENDICES if name in record)]
 
 
@@ -91,7 +93,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
     page = f"""<!doctype html><html lang="ja"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width,initial-scale=1">
 <title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
-<style>{_STYLE}</style></head><body>
+<style>{STYLE}</style></head><body>
 <h1>ファインチューニング実践ワークショップ</h1>
 <p>測った数字は、すべてこの実行の中で計算しました（「録画」と書いたものを除く）。題名を押すと、実行済みのノートブックが読めます。</p>
 <table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>

@@ -31,6 +31,7 @@ STAGES = (
     "05_preference",
     "06_merge_to_gguf",
     "07_evaluation",
+    "08_ladder",
 )
 APPENDICES = ("A0_experiments", "A1_methods")
 """`make run` では走らない付録。それぞれ単独で実行する。"""
@@ -240,6 +241,19 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         remembered = data or BUILT_IN
         _write_settings(folder, {**settings, "data": remembered})
     return Run(folder, chosen, int(seed), remembered)
+
+
+def reopen(name: str, outputs: Path | None = None) -> Run:
+    """前に作った実行を、そのときの設定で開く。
+
+    Raises:
+        WorkshopError: その名前の実行が無いとき。
+    """
+    path = (outputs or OUTPUTS) / name / "run.json"
+    if not path.exists():
+        raise WorkshopError(f"実行「{name}」はありません", "先に make run を実行してください", path.parent)
+    settings = read_json(path)
+    return open_run(settings["profile"], name, settings["seed"], outputs)
 
 
 def _remembered_data(folder: Path, settings: dict[str, Any], data: str) -> str:

@@ -26,7 +26,8 @@ from lib.dataset import (
 )
 from lib.errors import WorkshopError
 from lib.leaks import find_leaks
-from lib.metrics import is_correct, is_refusal, makes_up_figure, states_figure
+from lib.matching import states
+from lib.metrics import is_correct, is_refusal, makes_up_figure
 from lib.pairs import make_pairs
 from lib.profiles import PROFILES, get_profile
 
@@ -45,8 +46,8 @@ def test_every_figure_belongs_to_one_fact_and_no_question_tells_it(lang):
     assert [figure for figure, count in figures.items() if count > 1] == []
     for fact in FACTS:
         for figure in fact[lang]["figures"]:
-            assert states_figure(fact[lang]["answer"], figure), fact["id"]
-            assert not any(states_figure(q, figure) for q in fact[lang]["questions"].values()), fact["id"]
+            assert states(fact[lang]["answer"], figure), fact["id"]
+            assert not any(states(q, figure) for q in fact[lang]["questions"].values()), fact["id"]
 
 
 def test_reference_answers_score_as_correct_and_wrong_pairs_do_not():

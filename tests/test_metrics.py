@@ -5,13 +5,13 @@ import math
 import pytest
 
 from lib.dataset import Example
+from lib.matching import states
 from lib.metrics import (
     general_correct,
     is_correct,
     is_refusal,
     makes_up_figure,
     paired_bootstrap,
-    states_figure,
     wilson,
 )
 
@@ -37,9 +37,9 @@ def test_a_right_answer_states_the_figure_and_no_other(answer, right):
 
 
 def test_a_short_number_does_not_match_inside_a_long_one():
-    assert not states_figure("16日です", "6日")
-    assert not states_figure("8.8%です", "8%")
-    assert states_figure("合計 4,600 円", "4600円")
+    assert not states("16日です", "6日")
+    assert not states("8.8%です", "8%")
+    assert states("合計 4,600 円", "4600円")
 
 
 def test_made_up_figures_and_refusals():

@@ -1,4 +1,4 @@
-"""smoke プロファイルで 7 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
+"""smoke プロファイルで 8 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
 
 import json
 import os
@@ -10,6 +10,7 @@ import sys
 import time
 
 import nbformat
+import psutil
 import pytest
 
 from lib.workspace import APPENDICES, OUTPUTS, REPOSITORY, STAGES, read_json
@@ -32,7 +33,7 @@ def finished():
     seen = []
     for line in process.stdout:
         seen.append(line)
-        if line.startswith("[2/7]"):
+        if line.startswith(f"[2/{len(STAGES)}]"):
             time.sleep(3)  # 二つ目のノートブックの途中まで進める
             process.send_signal(signal.SIGINT)
             break
@@ -87,6 +88,9 @@ def test_every_stage_left_its_artefacts(finished):
         "06_merge_to_gguf/Modelfile",
         "07_evaluation/comparison_evaluation.csv",
         "07_evaluation/report.md",
+        "07_evaluation/report.html",
+        "07_evaluation/model_card.md",
+        "08_ladder/ladder_evaluation.json",
     ):
         assert (folder / name).stat().st_size > 0, name
 
@@ -164,6 +168,22 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     )
     if name == "A1_methods":  # 二つのプロセスに分けても、同じ学習になる
         assert read_json(OUTPUTS / run / name / "metrics.json")["two_process_difference"] <= 1e-4
+
+
+def test_a_killed_kernel_is_one_sentence():
+    shutil.rmtree(OUTPUTS / "pytest-killed", ignore_errors=True)
+    process = start("--run", "pytest-killed", "--no-index", "01_concepts")
+    for _ in range(60):
+        time.sleep(0.5)
+        family = psutil.Process(process.pid).children(recursive=True)
+        kernels = [child for child in family if "ipykernel" in " ".join(child.cmdline())]
+        if kernels and (OUTPUTS / "pytest-killed" / "notebooks" / "01_concepts.ipynb").exists():
+            break
+    time.sleep(2)  # 準備のセルが走っているころ
+    for kernel in kernels:
+        kernel.kill()
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():

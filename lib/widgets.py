@@ -1,0 +1,76 @@
+"""触って確かめる部品。画面の無い実行では何も出さない（部品を待って止まることがあるため）。"""
+
+import html
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+from lib.judge import Ballot
+
+
+def sliders(show: Callable[..., Any], **ranges: tuple[float, float]) -> Any:
+    """数の引数をつまみにして、動かすたびに `show` の表を描き直す。
+
+    結果は HTML の部品に入れる。Output の部品は、画面の無い papermill を止めることがあるので使わない。
+
+    Args:
+        show: 表（`_repr_html_` を持つもの）を返す関数。初めの値は、引数の既定値。
+        ranges: 引数の名前 → (最小, 最大)。
+
+    Returns:
+        部品。画面の無い実行（`make run`）では None。
+    """
+    if os.environ.get("WORKSHOP_HEADLESS"):
+        return None
+    import ipywidgets
+
+    start = {name: inspect.signature(show).parameters[name].default for name in ranges}
+    controls = {
+        name: ipywidgets.FloatSlider(start[name], min=low, max=high, step=(high - low) / 20, description=name)
+        for name, (low, high) in ranges.items()
+    }
+    page = ipywidgets.HTML(show()._repr_html_())
+
+    def redraw(_: Any) -> None:
+        page.value = show(**{name: control.value for name, control in controls.items()})._repr_html_()
+
+    for control in controls.values():
+        control.observe(redraw, names="value")
+    return ipywidgets.VBox([*controls.values(), page])
+
+
+def blind_vote(ballot: Ballot) -> Any:
+    """目隠し投票の部品。左・右・引き分けを押すたびに保存し、終わると勝率と区間を出す。
+
+    画面の無い実行（`make run`）では None。
+    """
+    if os.environ.get("WORKSHOP_HEADLESS"):
+        return None
+    import ipywidgets
+
+    page = ipywidgets.HTML()
+    buttons = [ipywidgets.Button(description=side) for side in ("左", "引き分け", "右")]
+
+    def show() -> None:
+        number = ballot.next()
+        if number is None:
+            for button in buttons:
+                button.disabled = True
+            one, two = ballot.names
+            page.value = f"{html.escape(one)} に対する {html.escape(two)} の勝率 {ballot.win_rate().as_percent()}"
+            return
+        left, right = map(html.escape, ballot.sides(number))
+        question = html.escape(ballot.rows[number][0])
+        page.value = f"<b>{number + 1}/{len(ballot.rows)} {question}</b><br>左: {left}<br>右: {right}"
+
+    def press(button: Any) -> None:
+        number = ballot.next()
+        if number is not None:
+            ballot.vote(number, button.description)
+        show()
+
+    for button in buttons:
+        button.on_click(press)
+    show()
+    return ipywidgets.VBox([page, ipywidgets.HBox(buttons)])
