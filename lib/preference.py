@@ -1,14 +1,17 @@
-"""選好学習の下働き: 回答の対数確率と、ペアの正解率。
+"""選好学習の下働き: 回答の対数確率と、速い DPO の Trainer。
 
 損失そのもの（DPO・ORPO）はノートブック 05 に書く。
 """
 
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from trl import DPOTrainer
 
 from lib.answering import render
+from lib.packing import answer_logits
 
 
 def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], list[int]]:
@@ -25,28 +28,35 @@ def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[in
     return ids, tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
 
 
-def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], side: str) -> torch.Tensor:
-    """各行の回答の対数確率の合計（nat）を返す。形は (行数,)、fp32。
+def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *sides: str) -> torch.Tensor:
+    """各行の回答の対数確率の合計（nat）を返す。形は (側の数, 行数)、側が一つなら (行数,)。fp32。
 
-    勾配は呼び出し側の文脈に従う（評価では `torch.inference_mode()` の中で呼ぶ）。
+    側を二つ渡すと、同じ質問は一度だけ計算する。勾配は呼び出し側の文脈に従う
+    （評価では `torch.inference_mode()` の中で呼ぶ）。
     """
-    encoded = [encode_pair(tokenizer, row, side) for row in rows]
+    encoded = [encode_pair(tokenizer, row, side) for side in sides for row in rows]
     width = max(len(prompt) + len(reply) for prompt, reply in encoded)
-    ids = torch.full((len(rows), width), tokenizer.pad_token_id)
-    attention = torch.zeros((len(rows), width), dtype=torch.long)
-    target = torch.full((len(rows), width), -100)
+    ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
+    attention = torch.zeros((len(encoded), width), dtype=torch.long)
+    labels = torch.full((len(encoded), width), -100)
     for index, (prompt, reply) in enumerate(encoded):
         length = len(prompt) + len(reply)
         ids[index, :length] = torch.tensor(prompt + reply)
         attention[index, :length] = 1
-        target[index, len(prompt) : length] = torch.tensor(reply)
-    ids, attention, target = (tensor.to(model.device) for tensor in (ids, attention, target))
-    base = model.get_base_model() if hasattr(model, "get_base_model") else model
-    hidden = base.model(input_ids=ids, attention_mask=attention).last_hidden_state[:, :-1]
-    labels = target[:, 1:]
-    keep = labels != -100  # 出力層は回答の位置だけ通す。語彙は 5 万語あり、全部通すと時間の大半を捨てる
-    logprobs = base.lm_head(hidden[keep]).float().log_softmax(-1).gather(-1, labels[keep].unsqueeze(-1)).squeeze(-1)
-    return torch.zeros(labels.shape, device=labels.device).masked_scatter(keep, logprobs).sum(-1)
+        labels[index, len(prompt) : length] = torch.tensor(reply)
+    ids, attention, labels = (tensor.to(model.device) for tensor in (ids, attention, labels))
+    _, logits = answer_logits(model, model.config, ids, attention, labels)
+    sums = _per_token(logits, labels)[0].sum(-1)
+    return sums.view(len(sides), len(rows)) if len(sides) > 1 else sums
+
+
+def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(各トークンの対数確率, 数える所の全語彙の対数確率)。前者の形は (行, 幅 - 1) で、数えない所は 0。"""
+    whole = logits.float().log_softmax(-1)
+    targets = labels[:, 1:]
+    counted = targets != -100
+    chosen = whole.gather(-1, targets[counted].unsqueeze(-1)).squeeze(-1)
+    return torch.zeros(targets.shape, device=labels.device).masked_scatter(counted, chosen), whole
 
 
 def pair_margins(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], batch: int = 8) -> list[float]:
@@ -54,8 +64,43 @@ def pair_margins(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], bat
     margins: list[float] = []
     with torch.inference_mode():
         for start in range(0, len(rows), batch):
-            chunk = rows[start : start + batch]
-            good = answer_logprobs(model, tokenizer, chunk, "chosen")
-            bad = answer_logprobs(model, tokenizer, chunk, "rejected")
+            good, bad = answer_logprobs(model, tokenizer, rows[start : start + batch], "chosen", "rejected")
             margins += (good - bad).tolist()
     return margins
+
+
+class PairTrainer(DPOTrainer):
+    """TRL の DPOTrainer と同じ損失を、ペアの質問を一度だけ計算して求める（差は丸めの分だけ。05 が毎回確かめる）。
+
+    参照の対数確率も同じように省くには、`precompute_ref_log_probs=True` にする。
+    """
+
+    def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
+        return super()._compute_loss(self._packed(model), inputs, return_outputs)
+
+    def compute_ref_log_probs(self, model: Any, inputs: Any) -> Any:
+        """参照の対数確率。"""
+        return super().compute_ref_log_probs(self._packed(model), inputs)
+
+    def _packed(self, model: Any) -> Any:
+        """TRL がモデルを呼ぶ所に差し込む関数。TRL が読む 4 つの値を、形 (行, 幅 - 1) で返す。"""
+        config = self.accelerator.unwrap_model(model).config
+
+        def forward(input_ids: Any, attention_mask: Any, labels: Any, **_: Any) -> SimpleNamespace:
+            _, logits = answer_logits(model, config, input_ids, attention_mask, labels)
+            log_probs, whole = _per_token(logits, labels)
+            targets = labels[:, 1:]
+            counted = targets != -100
+
+            def fill(values: torch.Tensor) -> torch.Tensor:
+                return torch.zeros(targets.shape, device=labels.device).masked_scatter(counted, values.float())
+
+            with torch.no_grad():  # 記録にだけ使う
+                return SimpleNamespace(
+                    log_probs=log_probs,
+                    entropy=fill(-(whole.exp() * whole).sum(-1)),
+                    mean_logits=fill(logits.mean(-1)),
+                    is_top1=fill(whole.argmax(-1) == targets[counted]).bool(),
+                )
+
+        return forward

@@ -76,7 +76,7 @@ def step() -> dict[str, Any]:
         "TRL そのまま": (SFTTrainer, 0),
         "全位置のロジット": (FullLogitsTrainer, 0),
         "この教材の損失": (AnswerOnlyTrainer, 0),
-        "同じく、下の 10 層を外す": (AnswerOnlyTrainer, PROFILE.lora_from_layer),
+        "同じく、下の 10 層を外す": (AnswerOnlyTrainer, 10),
     }
     trainers = {
         name: build(c, start, per_device_train_batch_size=PROFILE.sft_batch) for name, (c, start) in makers.items()

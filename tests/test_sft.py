@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
-from lib.sft import AnswerOnlyTrainer, pack
+from lib.packing import pack
+from lib.sft import AnswerOnlyTrainer
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
              head_dim=8, vocab_size=97, pad_token_id=0)  # fmt: skip
@@ -58,24 +59,24 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
-def test_the_row_holds_every_token_once_and_the_shared_part_once():
-    lengths = {}
-    for name, rows in BATCHES.items():
-        row = pack(*batch_of(rows).values())
-        lengths[name] = (len(row.tokens), int((row.owner == -1).sum()))
-        assert int((row.targets != -100).sum()) == sum(answer for _, _, answer in rows)
-    # (全部の長さ, 共通の先頭)。先頭は、最初の答えを当てる位置の手前まで
-    assert lengths == {
-        "共通の先頭がある": (9 + 11 + 8 + 3, 9),
-        "先頭から違う": (15 + 14, 0),
-        "一行だけ": (16, 10),
-        "同じ質問": (13 + 5 + 5, 13),
-    }
+def test_the_row_holds_every_distinct_beginning_once():
+    for rows in BATCHES.values():
+        batch = batch_of(rows)
+        row = pack(batch["input_ids"], batch["attention_mask"])
+        ids = batch["input_ids"].tolist()
+        lengths = [length for length, _, _ in rows]
+        beginnings = {tuple(t[: end + 1]) for t, length in zip(ids, lengths, strict=True) for end in range(length)}
+        assert len(row.tokens) == len(beginnings)
+        assert torch.equal(row.place >= 0, batch["attention_mask"].bool())
+        assert torch.equal(row.tokens[row.place][row.place >= 0], batch["input_ids"][row.place >= 0])
 
 
-def test_no_example_sees_another():
-    row = pack(*batch_of(BATCHES["共通の先頭がある"]).values())
+def test_a_token_sees_its_own_beginning_and_nothing_else():
+    batch = batch_of(BATCHES["共通の先頭がある"])
+    row = pack(batch["input_ids"], batch["attention_mask"])
     seen = row.mask(torch.float32) == 0
-    for query, keys in enumerate(seen):
-        assert set(row.owner[keys].tolist()) <= {-1, int(row.owner[query])}
-        assert int(keys.sum()) == int(row.positions[query]) + 1
+    for chain in row.place:
+        chain = chain[chain >= 0].tolist()
+        for end, query in enumerate(chain):
+            assert set(seen[query].nonzero().flatten().tolist()) == set(chain[: end + 1])
+            assert int(row.positions[query]) == end
