@@ -57,7 +57,10 @@ def after_conversion(
     """動いている llama.cpp（`lib.llamacpp.serve`）と Modelfile が、HF と同じトークンを読むかを調べる。"""
     ids = [tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"] for messages in conversations]
     theirs = [chat.tokenize(chat.template(messages)) for messages in conversations]
-    found = [same_tokens("テンプレート（GGUF）", ids, theirs), same_bos(tokenizer, ids, theirs)]
+    found = [
+        same_tokens("テンプレート（GGUF）", ids, theirs),
+        same_bos("先頭の BOS（GGUF）", tokenizer.bos_token_id, ids, theirs),
+    ]
     if modelfile:
         texts = [ollama_prompt(modelfile, messages) for messages in conversations]
         if None in texts:

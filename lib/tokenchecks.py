@@ -86,12 +86,12 @@ def same_tokens(check: str, ours: Sequence[Sequence[int]], theirs: Sequence[Sequ
     return judge(check, f"違う会話 {len(wrong)} / {len(ours)}", wrong, remedy)
 
 
-def same_bos(tokenizer: Any, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> Finding:
-    """5. 先頭の BOS の数が、HF と GGUF で同じか。"""
-    counts = [[_leading(ids, tokenizer.bos_token_id) for ids in side] for side in (ours, theirs)]
-    found = f"HF {counts[0]}、GGUF {counts[1]}"
+def same_bos(check: str, bos: int | None, ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> Finding:
+    """5. 先頭の BOS の数が、両方で同じか。"""
+    counts = [[_leading(ids, bos) for ids in side] for side in (ours, theirs)]
+    found = f"{counts[0]} 個と {counts[1]} 個"
     remedy = "add_bos_token を切るか、テンプレートから BOS を除いてください"
-    return judge("先頭の BOS（GGUF）", found, counts[0] != counts[1], remedy)
+    return judge(check, found, counts[0] != counts[1], remedy)
 
 
 _GO = {

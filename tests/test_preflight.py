@@ -253,8 +253,8 @@ CASES = [
     ("fp16 の学習", lambda t, f, g: half(base(t, target_modules="all-linear")),
      lambda t, f, g: check.precision(base(t, target_modules="all-linear"))),
     ("書き換わった成果物", lambda t, f, g: kept(t, f, True), lambda t, f, g: kept(t, f)),
-    ("BOS が GGUF だけ二重", lambda t, f, g: same_bos(t.tokenizer, [[1, 5]], [[1, 1, 5]]),
-     lambda t, f, g: same_bos(t.tokenizer, [[1, 5]], [[1, 7]])),
+    ("BOS が GGUF だけ二重", lambda t, f, g: same_bos("BOS", 1, [[1, 5]], [[1, 1, 5]]),
+     lambda t, f, g: same_bos("BOS", 1, [[1, 5]], [[1, 7]])),
     ("GGUF のテンプレート", lambda t, f, g: same_tokens("テンプレート", [[1, 2]], [[1, 3]]),
      lambda t, f, g: same_tokens("テンプレート", [[1, 2]], [[1, 2]])),
 ]  # fmt: skip
