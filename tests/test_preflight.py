@@ -216,46 +216,46 @@ def callbacks(*found):
 HELLO = [SYSTEM, {"role": "user", "content": "はい？"}]
 LOGITS = torch.tensor([[0.0, 1.0], [2.0, 0.0]])
 CASES = [
-    ("語彙 32004 と 32000", lambda t, f, g: adapter(t, f, more_words), lambda t, f, g: adapter(t, f)),
-    ("層の数の違うベース", lambda t, f, g: adapter(t, f, deeper), lambda t, f, g: adapter(t, f)),
-    ("行が足りない", lambda t, f, g: check.vocabulary(49148, 49148, t.tokenizer),
+    ("vocabulary-of-adapter", lambda t, f, g: adapter(t, f, more_words), lambda t, f, g: adapter(t, f)),
+    ("deeper-base", lambda t, f, g: adapter(t, f, deeper), lambda t, f, g: adapter(t, f)),
+    ("too-few-rows", lambda t, f, g: check.vocabulary(49148, 49148, t.tokenizer),
      lambda t, f, g: check.vocabulary(49152, 49152, t.tokenizer)),
-    ("config だけ違う", lambda t, f, g: saved(t, f, 49156), lambda t, f, g: saved(t, f, 49152)),
-    ("切り詰め", lambda t, f, g: supervised(trainer_of(t, f, max_length=short(g)), "切り詰め"),
+    ("config-differs", lambda t, f, g: saved(t, f, 49156), lambda t, f, g: saved(t, f, 49152)),
+    ("truncated", lambda t, f, g: supervised(trainer_of(t, f, max_length=short(g)), "切り詰め"),
      lambda t, f, g: supervised(g, "切り詰め")),
-    ("丸ごと落ちた例", lambda t, f, g: supervision(t.tokenizer, [], 5)[0], lambda t, f, g: supervised(g, "切り詰め")),
-    ("EOS が消える", lambda t, f, g: changed(g, "EOS", data_collator=masking_collator(t)),
+    ("dropped", lambda t, f, g: supervision(t.tokenizer, [], 5)[0], lambda t, f, g: supervised(g, "切り詰め")),
+    ("eos-lost", lambda t, f, g: changed(g, "EOS", data_collator=masking_collator(t)),
      lambda t, f, g: changed(g, "EOS")),
-    ("BOS が二重", lambda t, f, g: changed(g, "先頭の BOS（学習と生成）", train_dataset=extra_bos(g)),
+    ("bos-twice", lambda t, f, g: changed(g, "先頭の BOS（学習と生成）", train_dataset=extra_bos(g)),
      lambda t, f, g: changed(g, "先頭の BOS（学習と生成）")),
-    ("テンプレートの違い", lambda t, f, g: changed(g, "テンプレート（学習と生成）", processing_class=other_template(t)),
+    ("template-differs", lambda t, f, g: changed(g, "テンプレート（学習と生成）", processing_class=other_template(t)),
      lambda t, f, g: changed(g, "テンプレート（学習と生成）")),
-    ("質問にも損失", lambda t, f, g: supervised(trainer_of(t, f, completion_only_loss=False), "損失の範囲"),
+    ("loss-on-prompt", lambda t, f, g: supervised(trainer_of(t, f, completion_only_loss=False), "損失の範囲"),
      lambda t, f, g: supervised(g, "損失の範囲")),
-    ("損失の掛かる所が無い",
+    ("nothing-counted",
      lambda t, f, g: changed(g, "損失の範囲", train_dataset=nothing_counted(g)),
      lambda t, f, g: changed(g, "損失の範囲")),
-    ("共有の埋め込み", lambda t, f, g: check.tied_embeddings(base(t, target_modules=["q_proj", "embed_tokens"])),
+    ("tied-embedding", lambda t, f, g: check.tied_embeddings(base(t, target_modules=["q_proj", "embed_tokens"])),
      lambda t, f, g: check.tied_embeddings(base(t, target_modules=["q_proj"]))),
-    ("共有の出力層",
+    ("tied-head",
      lambda t, f, g: check.tied_embeddings(base(t, target_modules=["q_proj"], modules_to_save=["lm_head"])),
      lambda t, f, g: check.tied_embeddings(base(t, target_modules="all-linear"))),
-    ("量子化したベース", lambda t, f, g: quantized_base(t), lambda t, f, g: check.quantized(base(t))),
-    ("マージで語が変わる", lambda t, f, g: check.same_logits("マージ", LOGITS, LOGITS.flip(1)),
+    ("quantized-base", lambda t, f, g: quantized_base(t), lambda t, f, g: check.quantized(base(t))),
+    ("merge-changes", lambda t, f, g: check.same_logits("マージ", LOGITS, LOGITS.flip(1)),
      lambda t, f, g: check.same_logits("マージ", LOGITS, LOGITS + 1e-5)),
-    ("勾配が届かない", lambda t, f, g: check.first_step(broken_loss(g, lambda loss: loss.detach())),
+    ("no-gradient", lambda t, f, g: check.first_step(broken_loss(g, lambda loss: loss.detach())),
      lambda t, f, g: check.first_step(g)),
-    ("損失が NaN", lambda t, f, g: check.first_step(broken_loss(g, lambda loss: loss * float("nan"))),
+    ("nan-loss", lambda t, f, g: check.first_step(broken_loss(g, lambda loss: loss * float("nan"))),
      lambda t, f, g: check.first_step(g)),
-    ("見張りが無い", lambda t, f, g: callbacks(TrainerCallback()), lambda t, f, g: check.watched(g)),
-    ("試験の漏れ", lambda t, f, g: check.leaks(["送料は？"], ["送料は?"]),
+    ("unwatched", lambda t, f, g: callbacks(TrainerCallback()), lambda t, f, g: check.watched(g)),
+    ("leak", lambda t, f, g: check.leaks(["送料は？"], ["送料は?"]),
      lambda t, f, g: check.leaks(["送料は？"], ["返品の期限は？"])),
-    ("fp16 の学習", lambda t, f, g: half(base(t, target_modules="all-linear")),
+    ("fp16", lambda t, f, g: half(base(t, target_modules="all-linear")),
      lambda t, f, g: check.precision(base(t, target_modules="all-linear"))),
-    ("書き換わった成果物", lambda t, f, g: kept(t, f, True), lambda t, f, g: kept(t, f)),
-    ("BOS が GGUF だけ二重", lambda t, f, g: same_bos("BOS", 1, [[1, 5]], [[1, 1, 5]]),
+    ("edited-artefact", lambda t, f, g: kept(t, f, True), lambda t, f, g: kept(t, f)),
+    ("bos-gguf", lambda t, f, g: same_bos("BOS", 1, [[1, 5]], [[1, 1, 5]]),
      lambda t, f, g: same_bos("BOS", 1, [[1, 5]], [[1, 7]])),
-    ("GGUF のテンプレート", lambda t, f, g: same_tokens("テンプレート", [[1, 2]], [[1, 3]]),
+    ("template-gguf", lambda t, f, g: same_tokens("テンプレート", [[1, 2]], [[1, 3]]),
      lambda t, f, g: same_tokens("テンプレート", [[1, 2]], [[1, 2]])),
 ]  # fmt: skip
 
@@ -338,3 +338,18 @@ def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
     assert len(mismatches(tmp_path / "deep", base(tiny))) == 1
     with pytest.raises(WorkshopError, match="layers.9"):
         load_model(tmp_path / "deep", local)
+
+
+def test_checking_first_does_not_change_the_training(tiny, tmp_path):
+    losses = []
+    for checked in (False, True):
+        (tmp_path / str(checked)).mkdir()
+        settings = {"max_steps": 3, "logging_steps": 1, "seed": 0, "save_strategy": "no", "disable_tqdm": True}
+        torch.manual_seed(0)
+        lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules="all-linear")
+        trainer = trainer_of(tiny, tmp_path / str(checked), lora=lora, learning_rate=1e-2, **settings)
+        if checked:
+            check.before_training(trainer, ROWS)
+        trainer.train()
+        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+    assert losses[0] == losses[1] and len(set(losses[0])) > 1
