@@ -100,9 +100,9 @@ def file_sha256(path: Path) -> str:
 
 
 def fingerprint(folder: Path) -> str:
-    """重みのフォルダの指紋。全部は読まず、各ファイルの大きさと、始めと終わりの 1 MiB から求める。"""
+    """重みの指紋。全部は読まず、各 safetensors の大きさと、始めと終わりの 1 MiB から求める。"""
     digest = hashlib.sha256()
-    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("tokenizer.json"), *folder.glob("*.jinja")]):
+    for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:
