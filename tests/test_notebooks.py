@@ -172,13 +172,14 @@ def test_a_killed_kernel_is_one_sentence():
 
 
 @pytest.mark.parametrize("name", APPENDICES)
-def test_appendices_open_alone(name):
+def test_the_failure_lab_opens_alone_and_shows_every_failure(name):
     run = "pytest-appendix"
     shutil.rmtree(OUTPUTS / run, ignore_errors=True)
     process = start("--run", run, "--no-index", name)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
-    assert (OUTPUTS / run / name / "metrics.json").exists()
+    metrics = read_json(OUTPUTS / run / name / "metrics.json")
+    assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():
