@@ -267,7 +267,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="mutate-") as name:
         folder = Path(name)
         for part in ("lib", "tests", "data", "notebooks"):
-            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__"))
+            shutil.copytree(ROOT / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "kernel-ipc*"))
         for path in ROOT.glob("*"):
             if path.is_file():
                 shutil.copy(path, folder)
