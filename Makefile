@@ -10,7 +10,7 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test bench lab app compare report gate lint clean
+.PHONY: help setup fetch check run test mutate chaos bench lab app compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -44,6 +44,12 @@ run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 
 test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
+
+mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（20 分ほど）
+	@PYTHONPATH=. $(BIN)/python tests/mutations.py
+
+chaos: $(READY) ## 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/chaos.py
 
 bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方。15 分ほど、ほかの処理を止めて）
 	@PYTHONPATH=. $(BIN)/python tests/bench.py

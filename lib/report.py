@@ -4,7 +4,7 @@ import html
 from pathlib import Path
 from typing import Any
 
-from lib.workspace import BUILT_IN, REPOSITORY, Run, read_json, write_json, write_text
+from lib.workspace import APPENDICES, BUILT_IN, REPOSITORY, Run, read_json, write_json, write_text
 
 _TITLES = {
     "01_concepts": "ファインチューニングとは何か",
@@ -15,6 +15,7 @@ _TITLES = {
     "06_merge_to_gguf": "マージから GGUF まで",
     "07_evaluation": "良くなったのかを測る",
     "08_ladder": "学習するだけの価値があったか",
+    "A3_failure_lab": "付録: 失敗の実験室",
 }
 
 # 段 → (指標の鍵, 見出し, 書式)
@@ -27,6 +28,7 @@ _KEY_METRICS = {
     "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
     "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
     "08_ladder": ("sft_rag_far_accuracy", "SFT + RAG の、別の言葉での質問", "{:.1%}"),
+    "A3_failure_lab": ("failures", "起こして直した失敗", "{:.0f} 個"),
 }
 # 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
 _OWN_METRICS = {
@@ -42,11 +44,17 @@ td.n{text-align:right}a{color:#0059a8}.missing{color:#8a4b00}footer{color:#57606
 """
 
 
+def shown_stages(run: Run, record: dict[str, Any]) -> list[str]:
+    """表に載せる段: 01〜08 と、実行した付録。"""
+    return [*run.stages, *(name for name in APPENDICES if name in record)]
+
+
 def stage_summary(run: Run, stage: str) -> str:
     """その段の主な指標を一言で。まだなら空。"""
     if not run.is_done(stage):
         return ""
-    key, label, form = (_KEY_METRICS if run.data == BUILT_IN else {**_KEY_METRICS, **_OWN_METRICS})[stage]
+    metrics = _KEY_METRICS if run.data == BUILT_IN else {**_KEY_METRICS, **_OWN_METRICS}
+    key, label, form = metrics.get(stage, ("", "", ""))
     value = run.metrics(stage).get(key)
     return f"{label} {form.format(value)}" if value is not None else ""
 
@@ -70,7 +78,7 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
         record: 段 → {"seconds": 秒}。
     """
     rows = []
-    for stage in run.stages:
+    for stage in shown_stages(run, record):
         source = run.folder / "notebooks" / f"{stage}.ipynb"
         title = html.escape(f"{stage[:2]} {_TITLES[stage]}")
         if stage in record and source.exists():

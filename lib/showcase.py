@@ -17,6 +17,7 @@ from lib.matching import unexpected
 from lib.metrics import is_correct
 from lib.numerals import nfkc
 from lib.summary import BASE, Rows, load_results
+from lib.textcheck import CONTROL_TOKEN
 from lib.workspace import Run, read_json
 
 Answerer = Callable[[str], str]
@@ -98,6 +99,8 @@ def open_models(run: Run, exam: Mapping[str, Example], closing: ExitStack) -> di
     pattern = next(iter(exam.values()))
 
     def as_example(question: str) -> Example:
+        if found := CONTROL_TOKEN.search(question):
+            raise WorkshopError(f"質問に、会話の区切りの印 {found[0]} があります", "印を除いて、もう一度尋ねてください")
         return exam.get(key(question)) or replace(pattern, question=question, history=())
 
     def from_weights(adapter: Path | None) -> Answerer:

@@ -13,7 +13,7 @@ import nbformat
 import psutil
 import pytest
 
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, read_json
+from lib.workspace import APPENDICES, OUTPUTS, REPOSITORY, STAGES, read_json
 
 RUN = "pytest-smoke"
 
@@ -169,6 +169,17 @@ def test_a_killed_kernel_is_one_sentence():
         kernel.kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("name", APPENDICES)
+def test_the_failure_lab_opens_alone_and_shows_every_failure(name):
+    run = "pytest-appendix"
+    shutil.rmtree(OUTPUTS / run, ignore_errors=True)
+    process = start("--run", run, "--no-index", name)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    metrics = read_json(OUTPUTS / run / name / "metrics.json")
+    assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():
