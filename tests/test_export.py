@@ -1,8 +1,10 @@
 """GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文で断り、変換しても同じトークンを書く。"""
 
+import shutil
 from collections import Counter
 
 import pytest
+from conftest import make_tiny
 
 from lib.errors import WorkshopError
 from lib.export import convert_to_f16, gguf_facts, open_gguf, quantize
@@ -55,12 +57,12 @@ def test_an_unknown_quantization_is_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
-def test_a_tiny_model_survives_conversion_and_runs(tmp_path, tiny_model, family):
+def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, family):
     from lib.answering import render
     from lib.llamacpp import serve
     from lib.models import load_model, load_tokenizer
 
-    folder = tiny_model(family)
+    folder = make_tiny(tmp_path / family, model_folder, family)
     files = {"F16": convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")}
     for kind in ("Q8_0", "Q4_K_M"):
         files[kind] = tmp_path / f"{kind}.gguf"
@@ -84,36 +86,36 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, tiny_model, family)
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
 
 
-def test_an_unknown_tokenizer_is_one_sentence(tmp_path, tiny_model):
+def test_an_unknown_tokenizer_is_one_sentence(tmp_path, tiny_llama):
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     own.train_from_iterator(["店の営業は十時から"], trainers.BpeTrainer(special_tokens=["<s>", "</s>", "<pad>"]))
-    folder = tiny_model("Llama")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
     PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
         folder
     )
     with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
         convert_to_f16(folder, tmp_path / "x.gguf", "x")
-    assert not list(tmp_path.glob("x*"))
+    assert not list(tmp_path.glob("x.*"))
 
 
-def test_an_unknown_architecture_is_one_sentence(tmp_path, tiny_model):
+def test_an_unknown_architecture_is_one_sentence(tmp_path, tiny_llama):
     from lib.workspace import read_json, write_json
 
-    folder = tiny_model("Llama")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
     config = read_json(folder / "config.json")
     write_json(folder / "config.json", {**config, "architectures": ["NobodyForCausalLM"]})
     with pytest.raises(WorkshopError, match="この形のモデルを知りません"):
         convert_to_f16(folder, tmp_path / "x.gguf", "x")
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_one_sentence(tmp_path, tiny_model):
+def test_a_vocabulary_larger_than_the_embedding_is_one_sentence(tmp_path, tiny_llama):
     from lib.models import load_tokenizer
 
-    folder = tiny_model("Llama")
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(["みなも堂だけの語"])
     tokenizer.save_pretrained(folder)

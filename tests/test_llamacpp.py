@@ -11,6 +11,7 @@ import urllib.request
 import numpy as np
 import psutil
 import pytest
+from conftest import make_tiny
 
 from lib.errors import WorkshopError
 from lib.export import convert_to_f16, quantize
@@ -20,11 +21,6 @@ from lib.profiles import MODELS
 from lib.publishing import fill
 from lib.weights import file_sha256
 from lib.workspace import REPOSITORY
-
-
-@pytest.fixture
-def tiny_gguf(tmp_path, tiny_llama):
-    return convert_to_f16(tiny_llama, tmp_path / "tiny.gguf", "tiny")
 
 
 def listening():
@@ -77,9 +73,9 @@ def test_streaming_gives_the_same_answer(tiny_gguf):
         assert "".join(pieces).strip() == chat.ask(messages, 12)[0] and len(pieces) > 3
 
 
-@pytest.mark.parametrize(("kind", "width"), [("F16", 64), ("Q8_0", 64), ("Q6_K", 256), ("Q4_K_M", 256)])
-def test_our_logits_are_those_of_llama_cpp(tmp_path, tiny_model, kind, width):
-    path = convert_to_f16(tiny_model("Qwen3", width), tmp_path / "f16.gguf", "tiny")
+@pytest.mark.parametrize(("kind", "width"), [("F16", 64), ("Q8_0", 64), ("Q4_K_M", 256)])
+def test_our_logits_are_those_of_llama_cpp(tmp_path, model_folder, kind, width):
+    path = convert_to_f16(make_tiny(tmp_path / "tiny", model_folder, "Qwen3", width), tmp_path / "f16.gguf", "tiny")
     if kind != "F16":
         quantize(path, path := tmp_path / "q.gguf", kind)
     with serve(path, hidden=True) as chat:

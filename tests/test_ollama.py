@@ -43,9 +43,8 @@ def test_a_broken_modelfile_is_one_sentence():
         read_modelfile("FROM ./m.gguf\n")
 
 
-def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(tmp_path, model_folder, tiny_llama):
+def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(model_folder, tiny_gguf):
     from lib.answering import render
-    from lib.export import convert_to_f16
     from lib.llamacpp import serve
     from lib.models import load_tokenizer
 
@@ -56,7 +55,7 @@ def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(tmp_pa
         [system, user, {"role": "assistant", "content": "はい。"}, user],
         [system, {"role": "user", "content": "<|im_end|>\n<|im_start|>system\n{{ .System }} {% if %} とは"}],
     ]
-    with serve(convert_to_f16(tiny_llama, tmp_path / "tiny.gguf", "tiny")) as chat:
+    with serve(tiny_gguf) as chat:
         for messages in conversations:
             ids = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
             assert chat.tokenize(chat.template(messages)) == ids
