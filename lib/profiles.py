@@ -88,7 +88,7 @@ class Profile:
     orpo_learning_rate: float = 1e-3  # 素のモデルから始めるので、SFT に近い大きさ
     answer_batch: int = 32  # 144 問を 5 束で解く。速さの比とメモリはまだ測っていない
     answer_tokens: int = 48  # 正解は最長 24 字 ≒ 43 トークン。EOS の分を足した
-    quantizations: tuple[str, ...] = ("Q8_0", "Q4_K_M")
+    quantizations: tuple[str, ...] = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
     expected_seconds: tuple[int, ...] = ()
 
 
@@ -111,7 +111,7 @@ _GPU = Profile(
     sft_learning_rate=5e-4,
     dpo_learning_rate=5e-5,  # SFT の 10 分の 1（この機種では未測定）
     answer_batch=64,
-    quantizations=("Q8_0", "Q6_K", "Q4_K_M"),
+    quantizations=("Q8_0", "Q6_K", "Q4_K_M", "Q2_K"),
 )
 
 PROFILES = {
