@@ -11,9 +11,9 @@ from lib.dataset import Example
 from lib.errors import WorkshopError
 from lib.machine import fastest_threads
 from lib.metrics import is_correct
-from lib.workspace import REPOSITORY, Run, read_json, versions, write_json
+from lib.talk import RECORDING
+from lib.workspace import Run, read_json, versions, write_json
 
-RECORDING = REPOSITORY / "data" / "recorded" / "talk.json"
 _STEPS_TO_JUDGE = 3  # 最初の歩は用意が混じって遅いので、これだけ進んでから見込みを立てる
 
 

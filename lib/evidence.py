@@ -3,6 +3,7 @@
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -68,14 +69,14 @@ def origin(path: Sequence[Any]) -> str:
     if name in ("profiles", "models"):
         return "lib/profiles.py"
     if name == "expected":
-        return f"録画: {_FILES[name]}（三つの種の中央値）"
+        return f"録画: {Path(_FILES[name]).name}（三つの種の中央値）"
     found = _source(name)
     if not found:
         return NOT_MEASURED
     dates = look_up(["seeds", path[1], "*", "date"]) if name == "seeds" else [found.get("date", "")]
     machine = f"、{found['machine']}" if name != "seeds" and "machine" in found else ""
     seeds = f"、種 {'・'.join(found[path[1]])}" if name == "seeds" else ""
-    return f"録画: {_FILES[name]}（{'〜'.join(sorted(set(dates)))}{machine}{seeds}）"
+    return f"録画: {Path(_FILES[name]).name}（{'〜'.join(sorted(set(dates)))}{machine}{seeds}）"
 
 
 @dataclass(frozen=True)

@@ -34,9 +34,14 @@ _FILE_TYPE = {
 _FALLBACK = {_Q.Q2_K: _Q.Q4_0, _Q.Q3_K: _Q.Q4_0, _Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
 
 
+def converter_folder() -> Path:
+    """変換器を置く、隔離した場所。"""
+    return cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+
+
 def fetch_converter() -> Path:
     """隔離した場所に置いた変換器のフォルダを返す（無ければ取得して入れる）。"""
-    folder = cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+    folder = converter_folder()
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from papermill.exceptions import PapermillExecutionError
 
 from lib.demo import record
 from lib.errors import WorkshopError, command_line
+from lib.pipeline import LocalKernelManager
 from lib.slides import write_deck
 from lib.talk import Plan, load_plan
 from lib.workspace import REPOSITORY, Run, open_run, read_json
@@ -38,23 +39,17 @@ def report(plan: Plan, seconds: Sequence[float]) -> tuple[str, bool]:
 
     使う分は「言うこと」の目安と、計算を黙って待つ時間の和。話した時間そのものは測らない。
     """
-    lines = [f"{'節':<18}{'予定':>6}{'話す':>7}{'計算':>8}{'余り':>8}（分）"]
-    fits = True
+    rows, fits = [], True
     for section, computed in zip(plan.sections, seconds[1:], strict=True):
         spare = section.minutes - section.spoken - computed / 60
         fits = fits and spare >= 0
-        mark = "" if spare >= 0 else "  ← 収まらない"
-        lines.append(
-            f"{section.minutes:>8.1f}{section.spoken:>9.1f}{computed / 60:>10.2f}{spare:>10.2f}"
-            f"   {section.number}. {section.title}{mark}"
-        )
-    used = sum(section.spoken for section in plan.sections) + sum(seconds[1:]) / 60
-    spare = plan.minutes - used
-    lines.append(
-        f"{plan.minutes:>8.1f}{used - sum(seconds[1:]) / 60:>9.1f}{sum(seconds[1:]) / 60:>10.2f}{spare:>10.2f}   合計"
-    )
+        title = f"{section.number}. {section.title}{'' if spare >= 0 else '  ← 収まらない'}"
+        rows.append((section.minutes, section.spoken, computed / 60, spare, title))
+    whole = [sum(values) for values in list(zip(*rows, strict=True))[:4]]
+    lines = ["予定（分）  話す  計算  余り  節"]
+    lines += [f"{a:>8.1f}{b:>8.1f}{c:>6.2f}{d:>6.2f}  {name}" for a, b, c, d, name in (*rows, (*whole, "合計"))]
     lines.append(f"話す前の準備: {seconds[0]:.0f} 秒")
-    return "\n".join(lines), fits and spare >= _SPARE_MINUTES
+    return "\n".join(lines), fits and whole[3] >= _SPARE_MINUTES
 
 
 def execute(run: Run, budget: float = 0) -> Path:
@@ -66,11 +61,12 @@ def execute(run: Run, budget: float = 0) -> Path:
     os.environ["WORKSHOP_HEADLESS"] = "1"
     target = run.folder / "notebooks" / SOURCE.name
     target.parent.mkdir(parents=True, exist_ok=True)
+    LocalKernelManager.kernel_log = run.folder / "kernel.log"
     values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name, "BUDGET": budget}
     try:
         papermill.execute_notebook(
             SOURCE, target, parameters=values, kernel_name="python3", progress_bar=False, start_timeout=180,
-            execution_timeout=_CELL_TIMEOUT_SECONDS, cwd=str(SOURCE.parent),
+            execution_timeout=_CELL_TIMEOUT_SECONDS, cwd=str(SOURCE.parent), kernel_manager_class=LocalKernelManager,
         )  # fmt: skip
     except PapermillExecutionError as error:
         raise WorkshopError(
@@ -86,7 +82,8 @@ def main() -> None:
     parser.add_argument("--run", default=None)
     parser.add_argument("--machine", default="", help="機械の説明。渡すと、実演を録画（data/recorded/talk.json）に残す")
     options = parser.parse_args()
-    logging.getLogger("papermill").setLevel(logging.ERROR)
+    for name in ("papermill", "fontTools"):
+        logging.getLogger(name).setLevel(logging.ERROR)
     with command_line():
         plan, run = load_plan(), open_run(options.profile, options.run)
         executed = execute(run, _RECORDING_BUDGET if options.machine else 0)

@@ -23,14 +23,16 @@ body{font-family:"Workshop","Workshop Symbols",sans-serif;color:#1b1f24}
 line-height:1.55}.slide.on{display:block}
 .slide h1{font-size:50px;margin:130px 0 10px}.slide h2{font-size:36px;margin:0 0 6px;color:#0059a8}
 .slide h3{font-size:29px;margin:0 0 10px;color:#0059a8}.slide h1+h3{color:#1b1f24;margin-bottom:50px}
-.slide p{margin:8px 0}.slide ul,.slide ol{margin:8px 0;padding-left:1.4em}.slide li{margin:4px 0}
-.slide table{border-collapse:collapse;margin:10px 0;font-size:19px}.slide th,.slide td{text-align:left;
-padding:5px 12px;border-bottom:1px solid #d9dde3}.slide thead th{border-bottom:2px solid #8a8f98}
+.slide p{margin:6px 0}.slide ul,.slide ol{margin:8px 0;padding-left:1.4em}.slide li{margin:4px 0}
+.slide table{border-collapse:collapse;margin:10px 0;font-size:19px;border:0}.slide th,.slide td{text-align:left;
+padding:5px 12px;border:0;border-bottom:1px solid #d9dde3}.slide td:first-child{white-space:nowrap}
+.slide thead th{border-bottom:2px solid #8a8f98}
 .slide pre{font:16px/1.42 "DejaVu Sans Mono","Workshop","Workshop Symbols",monospace;margin:6px 0;white-space:pre-wrap}
 .slide .highlight,.slide .jp-RenderedText pre{background:#f4f6f8;padding:8px 14px;border-radius:6px}
 .slide .highlight pre{margin:0}.slide .highlight .highlight{padding:0}
-.slide code{font-family:"DejaVu Sans Mono","Workshop",monospace;font-size:.9em}.slide img{max-width:100%;max-height:430px}
-.slide hr{border:0;border-top:1px solid #d9dde3;margin:14px 0}.slide small{color:#57606a;font-size:15px}
+.slide code{font-family:"DejaVu Sans Mono","Workshop",monospace;font-size:.9em}
+.slide img{max-width:100%;max-height:430px}
+.slide hr{border:0;border-top:1px solid #d9dde3;margin:8px 0}.slide small{color:#57606a;font-size:14px}
 .slide a.anchor-link,.jp-InputPrompt,.jp-OutputPrompt{display:none}
 .slide footer{position:absolute;left:60px;right:60px;bottom:14px;display:flex;justify-content:space-between;
 font-size:15px;color:#57606a}

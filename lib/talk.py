@@ -10,6 +10,7 @@ from lib.errors import WorkshopError
 from lib.workspace import REPOSITORY, read_json
 
 PLAN = REPOSITORY / "data" / "talk" / "plan.json"
+RECORDING = REPOSITORY / "data" / "recorded" / "talk.json"
 
 
 @dataclass(frozen=True)
