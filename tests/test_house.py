@@ -32,9 +32,11 @@ def test_lib_is_thin():
     # 5,450 行に広げた。`metric_modules` の薄い口も数える。
     # 報告・門番・審査と投票・つまみ（約 560 行）と、長い先頭の使い回し・検定・図（約 150 行）で 6,200 行に、
     # 答えを比べるページ（中身 180 行、画面 190 行）で 6,600 行に広げた。
+    # 発表（台本と時計 180 行、録画を読む想定問答 120 行、実演の予算 140 行、図 140 行、スライド 150 行、通し稽古 100 行、
+    # バー 40 行）と、この機械の下見（190 行）で 7,700 行に広げた。
     # 学習の引数は今も lib に無い。次に広げるときは、ここに理由を足す。
     sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert sum(sizes.values()) < 6600 and max(sizes.values()) < 300, sizes
+    assert sum(sizes.values()) < 7700 and max(sizes.values()) < 300, sizes
 
 
 def test_imports_have_no_cycle():
