@@ -1,16 +1,19 @@
 """実演の予算と、録画への切り替え。学習の設定には触れない（ノートブックにある）。"""
 
+import html
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from IPython.display import HTML
 from transformers import TrainerCallback
 
 from lib.dataset import Example
 from lib.errors import WorkshopError
 from lib.machine import fastest_threads
 from lib.metrics import is_correct
+from lib.plots import GREEN, RED
 from lib.talk import RECORDING
 from lib.workspace import Run, read_json, versions, write_json
 
@@ -110,6 +113,13 @@ class Demo(TrainerCallback):
         ]  # fmt: skip
         taken = {"seconds": round(self._taken, 1), "parameters": parameters, "rows": rows, "history": list(history)}
         return {**taken, "live": True, "label": f"実演（この機械でいま、{self._taken:.0f} 秒）", "reason": ""}
+
+
+def banner(result: Mapping[str, Any]) -> HTML:
+    """実演か録画かを、遠くからでも分かる色で示す。"""
+    colour = GREEN if result["live"] else RED
+    text = html.escape(f"{result['label']}　{result['reason']}")
+    return HTML(f'<p style="background:{colour};color:#fff;padding:4px 12px;font-weight:bold">{text}</p>')
 
 
 def keep(run: Run, result: Mapping[str, Any]) -> None:

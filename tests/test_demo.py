@@ -9,7 +9,7 @@ import pytest
 from lib import demo as demo_module
 from lib import preflight
 from lib.dataset import Example
-from lib.demo import Demo, keep, record
+from lib.demo import Demo, banner, keep, record
 from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.talk import RECORDING, Clock, load_plan
@@ -80,7 +80,8 @@ def test_a_failed_or_stopped_demo_goes_on_with_the_recording(error, reason):
         raise error
 
     assert demo.attempt(fail) is None and reason in demo.reason
-    assert shown(demo, None)["label"].startswith("録画")
+    found = shown(demo, None)
+    assert found["label"].startswith("録画") and "録画" in banner(found).data and reason in banner(found).data
 
 
 def test_a_late_answer_is_not_shown_as_live(clock):
