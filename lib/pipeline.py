@@ -73,15 +73,21 @@ class Progress:
         print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
 
 
-class _LocalKernelManager(AsyncKernelManager):
-    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。"""
+class LocalKernelManager(AsyncKernelManager):
+    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。
+
+    Attributes:
+        kernel_log: カーネルの独り言を書くファイル。始める前に決める。
+    """
+
+    kernel_log: Path
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"transport": "ipc", **settings})
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
         """カーネル自身の独り言（止めたときのトレースバックなど）は画面でなく `kernel.log` に書く。"""
-        with (_WatchedEngine.progress.run.folder / "kernel.log").open("ab") as log:
+        with self.kernel_log.open("ab") as log:
             await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": log})
 
     _launch_kernel = _async_launch_kernel
@@ -104,7 +110,7 @@ class _WatchedEngine(NBClientEngine):
             return original(cell, cell_index, **more)
 
         nb_man.cell_start = cell_start
-        kwargs["kernel_manager_class"] = _LocalKernelManager
+        kwargs["kernel_manager_class"] = LocalKernelManager
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
@@ -162,6 +168,7 @@ def execute(run: Run, stage: str) -> float:
     expected = float(seconds[stage]) if stage in seconds else None
     with Progress(run, stage, expected) as progress:
         _WatchedEngine.progress = progress
+        LocalKernelManager.kernel_log = run.folder / "kernel.log"
         try:
             papermill.execute_notebook(
                 source_of(stage),

