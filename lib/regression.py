@@ -125,20 +125,16 @@ def record(profile: str, names: list[str], target: Path = EXPECTED) -> None:
 
 
 def record_seeds(profile: str, runs: list[Run], target: Path = SEEDS) -> None:
-    """種ごとの 07 と 08 の正答率を、録画として残す（07 が並べて見せる）。"""
+    """種ごとの指標を、録画として残す（07 が並べて見せ、README の表になる）。"""
     everything = read_json(target) if target.exists() else {}
     everything[profile] = {
         str(run.seed): {
             "date": read_json(run.folder / "run.json")["created"][:10],
-            **{stage: _accuracies(run.metrics(stage)) for stage in STAGES[-2:]},
+            **{stage: run.metrics(stage) for stage in STAGES},
         }
         for run in runs
     }
     write_json(target, everything)
-
-
-def _accuracies(metrics: dict[str, float]) -> dict[str, float]:
-    return {name: value for name, value in metrics.items() if name.endswith("_accuracy")}
 
 
 def main() -> None:
