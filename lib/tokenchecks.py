@@ -50,11 +50,10 @@ def collated(trainer: Any, rows: Sequence[dict[str, Any]]) -> Iterator[Supervise
 def supervision(tokenizer: Any, examples: Sequence[Supervised], dropped: int = 0) -> list[Finding]:
     """3〜7. EOS、切り詰め、先頭の BOS、テンプレート、損失の範囲を、束に組んだ例で調べる。"""
     eos, bos = tokenizer.eos_token_id, tokenizer.bos_token_id
-    cut = dropped + sum(len(e.ids) < len(e.whole) for e in examples)
-    total = len(examples) or dropped
-    length = judge(
-        "切り詰め", f"{cut} / {total} 例", cut, "max_length を増やすか、長い例を短くしてください（終わりを学べません）"
-    )
+    cut, total = sum(len(e.ids) < len(e.whole) for e in examples), len(examples)
+    lost = f"まるごと落ちた例 {dropped} 個" if dropped else f"{cut} / {total} 例"
+    remedy = "max_length を増やすか、長い例を短くしてください（終わりを学べません）"
+    length = judge("切り詰め", lost, dropped or cut, remedy)
     if not examples:
         return [length]
     silent = sum(sum(e.ids[i] == eos for i in e.counted) != 1 for e in examples)

@@ -152,7 +152,7 @@ MUTATIONS = [
         "lib/metrics.py",
         "(extreme + 1) / (rounds + 1)",
         "extreme / rounds",
-        "test_evaluation.py -k permutation",
+        "test_mutable.py -k never_zero",
     ),
     (
         "種: 違う種の実行に上書きする",

@@ -9,7 +9,7 @@ import torch
 
 from lib import answering
 from lib.dataset import make_split
-from lib.metrics import paired_bootstrap
+from lib.metrics import paired_bootstrap, permutation_p
 from lib.models import load_model, load_tokenizer
 from lib.preference import answer_logprobs, encode_pair
 from lib.profiles import get_profile
@@ -34,6 +34,10 @@ def test_the_order_is_the_same_in_every_process():
 def test_the_same_answers_give_the_same_interval():
     before, after = [i % 3 == 0 for i in range(40)], [i % 2 == 0 for i in range(40)]
     assert len({paired_bootstrap(before, after) for _ in range(4)}) == 1
+
+
+def test_a_p_value_is_never_zero():
+    assert 0 < permutation_p([False] * 40, [True] * 40, rounds=100) < 0.05
 
 
 def test_generation_reads_the_tokens_training_wrote(tiny_llama, monkeypatch):
