@@ -81,13 +81,26 @@ def _preference(seeds: Mapping[str, Any]) -> str:
 
 
 def _gguf(seeds: Mapping[str, Any]) -> str:
-    first = next(iter(seeds.values()))["06_merge_to_gguf"]
-    kinds = [key.removesuffix("_mb") for key in first if key.endswith("_mb")]
-    rows = [
-        [kind.upper(), f"{first[f'{kind}_mb']:.1f} MB", f"{_each(seeds, '06_merge_to_gguf', f'{kind}_accuracy')}%"]
-        for kind in kinds
+    stage = "06_merge_to_gguf"
+    first = next(iter(seeds.values()))[stage]
+    rows = []
+    for kind in (key.removesuffix("_mb") for key in first if key.endswith("_mb")):
+        row = [kind.upper(), f"{first[f'{kind}_mb']:.1f} MB", f"{_each(seeds, stage, f'{kind}_accuracy')}%"]
+        if f"{kind}_kl" in first:
+            row += [f"{_each(seeds, stage, f'{kind}_agreement')}%", _each(seeds, stage, f"{kind}_kl", "{:.4f}", 1)]
+            row += [f"{_each(seeds, stage, f'{kind}_changed_rate')}%"]
+        else:  # 比べる相手の F16 そのもの
+            row += [f"{_each(seeds, stage, f'{kind}_token_agreement')}%", "–", "–"]
+        rows.append(row)
+    head = [
+        "GGUF",
+        "大きさ",
+        "正答率（32 問）",
+        "次のトークンが HF と同じ",
+        "F16 からの KL（nat）",
+        "F16 から変わった答え",
     ]
-    return _table(["GGUF", "大きさ", "正答率（32 問）"], rows)
+    return _table(head, rows)
 
 
 def _ladder(seeds: Mapping[str, Any]) -> str:
