@@ -30,10 +30,11 @@ from trl import SFTConfig
 
 from lib.dataset import make_split, read_examples, write_examples
 from lib.exam import save_rows
-from lib.export import modelfile, quantize
+from lib.export import quantize
 from lib.metrics import score_rows
 from lib.models import load_model, load_tokenizer, resolve
 from lib.monitor import LossMonitor, resume_point
+from lib.ollama import modelfile
 from lib.profiles import get_profile
 from lib.sft import AnswerOnlyTrainer
 from lib.workspace import Run, open_run, write_json, write_text

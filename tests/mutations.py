@@ -226,10 +226,10 @@ MUTATIONS = [
     ),
     (
         "Modelfile: 引用符を見ない",
-        "lib/export.py",
+        "lib/ollama.py",
         "if '\"\"\"' in text or text.endswith('\"'):",
         "if not text:",
-        "test_export.py -k modelfile",
+        "test_ollama.py -k modelfile",
     ),
     (
         "期待値: ずれても合格",

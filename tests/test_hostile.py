@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from lib.dataset import Example
 from lib.errors import WorkshopError
-from lib.export import gguf_facts, modelfile
+from lib.export import gguf_facts
 from lib.models import load_model
+from lib.ollama import modelfile
 from lib.plots import answers_table, token_strip
 from lib.profiles import get_profile
 from lib.showcase import coloured

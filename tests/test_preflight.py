@@ -15,10 +15,10 @@ from trl import DPOConfig, DPOTrainer, SFTConfig
 from lib import preflight as check
 from lib.adapters import mismatches
 from lib.errors import WorkshopError
-from lib.export import modelfile
 from lib.findings import Finding, require
 from lib.models import load_model, load_tokenizer
 from lib.monitor import LossMonitor
+from lib.ollama import modelfile
 from lib.profiles import get_profile
 from lib.sft import AnswerOnlyTrainer
 from lib.tokenchecks import collated, ollama_prompt, same_bos, same_tokens, supervision
