@@ -29,6 +29,7 @@ def make_tiny(folder, model_folder, family="Llama", width=64):
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=width // 4,
+        query_pre_attn_scalar=width // 4,  # Gemma だけが読む。llama.cpp は、頭の幅で割ると決めている
         vocab_size=len(tokenizer),
         tie_word_embeddings=True,
         eos_token_id=tokenizer.eos_token_id,

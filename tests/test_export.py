@@ -56,7 +56,14 @@ def test_an_unknown_quantization_is_one_sentence(tmp_path):
         quantize(tmp_path / "a", tmp_path / "b", "Q3_X")
 
 
-@pytest.mark.parametrize("family", ["Llama", "Qwen2", "Qwen3", "Gemma3"])
+def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
+    # transformers は model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む
+    folder = make_tiny(tmp_path / "Qwen2", model_folder, "Qwen2")
+    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
+        convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma3"])
 def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, family):
     from lib.answering import render
     from lib.llamacpp import serve
