@@ -5,12 +5,13 @@ RUN ?=
 SEED ?= 0
 DATA ?=
 PORT ?= 7860
+MACHINE ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run test bench lab app compare report gate lint clean
+.PHONY: help setup fetch check run rehearse test mutate chaos bench lab app compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -36,14 +37,23 @@ setup: $(READY) ## 環境（.venv）を作る
 fetch: $(READY) ## モデルと変換器を先に取っておく（オフラインに備える）
 	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
 
-check: $(READY) ## 自分のデータを検査する（例: make check DATA=data/my/規則.csv）
-	@$(BIN)/python -m lib.validate "$(DATA)"
+check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
+	@$(if $(DATA),$(BIN)/python -m lib.validate "$(DATA)",$(BIN)/python -m lib.venue --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
+rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
+	@$(BIN)/python -m lib.rehearse --run "$(RUN)" --machine "$(MACHINE)"
+
 test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m pytest
+
+mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（20 分ほど）
+	@PYTHONPATH=. $(BIN)/python tests/mutations.py
+
+chaos: $(READY) ## 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/chaos.py
 
 bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方。15 分ほど、ほかの処理を止めて）
 	@PYTHONPATH=. $(BIN)/python tests/bench.py

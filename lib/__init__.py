@@ -15,5 +15,6 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # 進み具合は教材が自分で見せる。読込みの棒が実行済みのノートブックに何十本も残らないように。
 os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TQDM_DISABLE", "1")
 # PEFT が呼ぶ transformers の旧名への警告。利用者にできることは無い。
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)

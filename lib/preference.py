@@ -34,6 +34,22 @@ def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], 
     側を二つ渡すと、同じ質問は一度だけ計算する。勾配は呼び出し側の文脈に従う
     （評価では `torch.inference_mode()` の中で呼ぶ）。
     """
+    batch = _batch(tokenizer, rows, sides, model.device)
+    _, logits = answer_logits(model, model.config, *batch)
+    sums = _per_token(logits, batch[2])[0].sum(-1)
+    return sums.view(len(sides), len(rows)) if len(sides) > 1 else sums
+
+
+def answer_kl(model: Any, reference: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], side: str) -> float:
+    """回答の各トークンでの KL(モデル ‖ 参照) の平均（nat）。参照からどれだけ離れたかを表す。"""
+    batch = _batch(tokenizer, rows, [side], model.device)
+    with torch.inference_mode():
+        new, old = (answer_logits(m, m.config, *batch)[1].float().log_softmax(-1) for m in (model, reference))
+    return (new.exp() * (new - old)).sum(-1).mean().item()
+
+
+def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str], device: Any) -> tuple[Any, Any, Any]:
+    """右詰め物の束（トークン、詰め物でない所、数えるトークン）。形はどれも (側の数 × 行数, 幅)。"""
     encoded = [encode_pair(tokenizer, row, side) for side in sides for row in rows]
     width = max(len(prompt) + len(reply) for prompt, reply in encoded)
     ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
@@ -44,10 +60,7 @@ def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], 
         ids[index, :length] = torch.tensor(prompt + reply)
         attention[index, :length] = 1
         labels[index, len(prompt) : length] = torch.tensor(reply)
-    ids, attention, labels = (tensor.to(model.device) for tensor in (ids, attention, labels))
-    _, logits = answer_logits(model, model.config, ids, attention, labels)
-    sums = _per_token(logits, labels)[0].sum(-1)
-    return sums.view(len(sides), len(rows)) if len(sides) > 1 else sums
+    return ids.to(device), attention.to(device), labels.to(device)
 
 
 def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,7 @@ _TITLES = {
     "08_ladder": "学習するだけの価値があったか",
     "A0_experiments": "付録: 設定を変えて測る",
     "A1_methods": "付録: LoRA のほかの方法",
+    "A3_failure_lab": "付録: 失敗の実験室",
 }
 
 # 段 → (指標の鍵, 見出し, 書式)
@@ -29,6 +30,7 @@ _KEY_METRICS = {
     "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
     "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
     "08_ladder": ("sft_rag_far_accuracy", "SFT + RAG の、別の言葉での質問", "{:.1%}"),
+    "A3_failure_lab": ("failures", "起こして直した失敗", "{:.0f} 個"),
 }
 # 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
 _OWN_METRICS = {

@@ -16,7 +16,9 @@ from lib.judge import TIE, Ballot
 from lib.matching import unexpected
 from lib.metrics import is_correct
 from lib.numerals import nfkc
+from lib.ollama import read_modelfile
 from lib.summary import BASE, Rows, load_results
+from lib.textcheck import CONTROL_TOKEN
 from lib.workspace import Run, read_json
 
 Answerer = Callable[[str], str]
@@ -98,6 +100,8 @@ def open_models(run: Run, exam: Mapping[str, Example], closing: ExitStack) -> di
     pattern = next(iter(exam.values()))
 
     def as_example(question: str) -> Example:
+        if found := CONTROL_TOKEN.search(question):
+            raise WorkshopError(f"質問に、会話の区切りの印 {found[0]} があります", "印を除いて、もう一度尋ねてください")
         return exam.get(key(question)) or replace(pattern, question=question, history=())
 
     def from_weights(adapter: Path | None) -> Answerer:
@@ -126,7 +130,10 @@ def open_models(run: Run, exam: Mapping[str, Example], closing: ExitStack) -> di
 
     models = {BASE: from_weights(None)}
     models |= {name: from_weights(run.folder / at) for name, at in ADAPTERS.items() if (run.folder / at).exists()}
-    files = sorted((run.folder / "06_merge_to_gguf").glob("*.gguf"), key=lambda path: path.stat().st_size)
+    folder = run.folder / "06_merge_to_gguf"
+    files = sorted(folder.glob("*.gguf"), key=lambda path: path.stat().st_size)
+    if (folder / "Modelfile").exists():  # 06 が測って選んだ量子化。いちばん小さいものは、答えが崩れていることがある
+        files = [folder / read_modelfile((folder / "Modelfile").read_text(encoding="utf-8")).source]
     return models | {f"GGUF {p.stem.removeprefix('model-').upper()}": from_gguf(p) for p in files[:1]}
 
 

@@ -212,8 +212,8 @@ def _cost(run: Run) -> list[str]:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Markdown の表。縦棒と改行は、表を壊すので置き換える。"""
-    clean = [[str(cell).replace("|", "｜").replace("\n", " ") for cell in row] for row in rows]
+    """Markdown の表。縦棒と改行は表を壊し、`](` は外の画像を読ませるので、置き換える。"""
+    clean = [[" ".join(str(cell).split()).replace("|", "｜").replace("](", "]\\(") for cell in row] for row in rows]
     return ["| " + " | ".join(row) + " |" for row in [list(head), ["---"] * len(head), *clean]]
 
 

@@ -24,7 +24,12 @@ _HIDDEN = (
     "\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\xad\u061c\u200b\u200c\u200e\u200f\u202a-\u202e\u2060-\u2064\u2066-\u2069\ufeff"
 )
 _INVISIBLE = re.compile(f"[{_HIDDEN}]|(?<![\u2600-\u27bf\ufe0f\U0001f000-\U0001faff])\u200d")
+CONTROL_TOKEN = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|</?s>|<(?:start_of_turn|end_of_turn|bos|eos|pad|unk)>|\[/?INST\]|<</?SYS>>"
+)
+"""会話の区切りに使われる印。文の中にあると、そこで会話が切れたと読まれる。"""
 CHARACTERS = {
+    "control-token": CONTROL_TOKEN,
     "invisible": _INVISIBLE,
     "half-width-kana": re.compile(f"[{_HALF_KANA}]"),
     "full-width-alnum": re.compile(f"[{_FULL_ALNUM}]"),
@@ -63,7 +68,7 @@ _LONG_NUMBER = re.compile("\\d(?:[-‐‑‒–—―−ー－()（）\\s]{0,3}\
 
 def is_suspect(text: str) -> bool:
     """どれかの検査に掛かるかもしれないか。False なら、この先の検査は要らない。"""
-    return _ODD.search(text) is not None or _LONG_NUMBER.search(text) is not None
+    return any(pattern.search(text) for pattern in (_ODD, _LONG_NUMBER, CONTROL_TOKEN))
 
 
 def is_mojibake(text: str) -> bool:

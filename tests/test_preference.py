@@ -10,7 +10,7 @@ from trl import DPOConfig, DPOTrainer
 from lib.dataset import make_split
 from lib.models import load_tokenizer
 from lib.pairs import make_pairs
-from lib.preference import PairTrainer, answer_logprobs, encode_pair, pair_margins
+from lib.preference import PairTrainer, answer_kl, answer_logprobs, encode_pair, pair_margins
 from lib.profiles import get_profile
 
 KEYS = ("prompt", "chosen", "rejected")
@@ -51,6 +51,14 @@ def test_both_sides_at_once_agree_with_the_plain_computation(tiny_llama, pairs):
                 assert total == pytest.approx(plain, abs=1e-3)
     margins = torch.tensor(pair_margins(model, tokenizer, pairs, batch=3))
     assert torch.allclose(margins, together[0] - together[1], atol=1e-3)
+
+
+def test_the_kl_is_zero_to_itself_and_positive_to_another(tiny_llama, adapter, pairs):
+    tokenizer = load_tokenizer(tiny_llama)
+    plain = AutoModelForCausalLM.from_pretrained(tiny_llama).eval()
+    tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter).eval()
+    assert answer_kl(plain, plain, tokenizer, pairs, "chosen") == 0
+    assert answer_kl(tuned, plain, tokenizer, pairs, "chosen") > 0.01
 
 
 def test_the_packed_dpo_is_trl_s(tiny_llama, adapter, pairs, tmp_path):

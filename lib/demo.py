@@ -1,0 +1,146 @@
+"""実演の予算と、録画への切り替え。学習の設定には触れない（ノートブックにある）。"""
+
+import html
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from IPython.display import HTML
+from transformers import TrainerCallback
+
+from lib.dataset import Example
+from lib.errors import WorkshopError
+from lib.machine import fastest_threads
+from lib.metrics import is_correct
+from lib.plots import GREEN, RED
+from lib.talk import RECORDING
+from lib.workspace import Run, read_json, versions, write_json
+
+_STEPS_TO_JUDGE = 3  # 最初の歩は用意が混じって遅いので、これだけ進んでから見込みを立てる
+
+
+class Demo(TrainerCallback):
+    """予算の中で実演し、遅い・失敗した・止めたときは録画に替える。
+
+    時計は最初の `attempt` で動き出す。学習の途中でも、予算に収まらないと分かった時点で止める。
+
+    Attributes:
+        seconds: 学習を始めてから答えを見せるまでの予算（秒）。
+        answering: 答えるのにかかる見込み（秒）。学習前に答えさせた時間を使う。
+        reason: 録画に替えた理由。空なら実演のまま。
+    """
+
+    def __init__(self, seconds: float, answering: float = 0.0) -> None:
+        self.seconds, self.answering, self.reason = seconds, answering, ""
+        self._start: float | None = None
+        self._taken = 0.0
+
+    def elapsed(self) -> float:
+        """実演を始めてからの秒。"""
+        return 0.0 if self._start is None else time.monotonic() - self._start
+
+    def switch(self, reason: str = "発表者が切り替えた") -> None:
+        """録画に替える。二度目からは、初めの理由を残す。"""
+        self.reason = self.reason or reason
+
+    def attempt(self, work: Callable[[], Any]) -> Any:
+        """実演の一部を行い、結果を返す。録画に替わっていれば何もせず None。
+
+        どんな失敗でも発表は続ける。理由は画面に出る。
+        """
+        if self._start is None:
+            self._start = time.monotonic()
+        if self.reason:
+            return None
+        try:
+            result = work()
+        except KeyboardInterrupt:
+            self.switch("発表者が止めた")
+        except Exception as error:
+            self.switch(f"失敗した（{type(error).__name__}: {str(error)[:120]}）")
+        self._taken = self.elapsed()
+        if self._taken > self.seconds:
+            self.switch(f"予算の {self.seconds:g} 秒を超えた")
+        return None if self.reason else result
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """予算に収まりそうにないか、発表者が切り替えたら、学習を止める。"""
+        total = self.elapsed() / state.global_step * state.max_steps + self.answering
+        if self.elapsed() > self.seconds or (state.global_step >= _STEPS_TO_JUDGE and total > self.seconds):
+            self.switch(f"見込み {total:.0f} 秒が、予算の {self.seconds:g} 秒を超えた")
+        if self.reason:
+            control.should_training_stop = True
+
+    def result(
+        self,
+        examples: Sequence[Example],
+        parts: Sequence[str],
+        before: Sequence[str],
+        after: Sequence[str] | None,
+        history: Sequence[Mapping[str, float]],
+        parameters: int,
+        recording: Path = RECORDING,
+    ) -> dict[str, Any]:
+        """見せるもの。`label` に実演か録画かを必ず書く。
+
+        Args:
+            examples: 尋ねた質問。
+            parts: それぞれの質問が何の試験か（見出し）。
+            before: 学習前の答え。
+            after: 学習後の答え。録画に替わっていれば None。
+            history: 学習の記録。
+            parameters: 学習したパラメータの数。
+            recording: 録画の場所。
+
+        Raises:
+            WorkshopError: 録画に替わったのに、録画が無いとき。
+        """
+        if after is None or self.reason:
+            if not recording.exists():
+                raise WorkshopError(
+                    f"実演ができず（{self.reason}）、録画もまだありません",
+                    "make rehearse MACHINE=… で録画を作ってください",
+                    recording,
+                )
+            found = read_json(recording)
+            label = f"録画（{found['date']}、{found['machine']}、{found['seconds']:.0f} 秒）"
+            return {**found, "live": False, "label": label, "reason": self.reason}
+        rows = [
+            {"part": part, "question": e.question, "reference": e.answer, "before": old, "after": new,
+             "before_ok": is_correct(e, old), "after_ok": is_correct(e, new)}
+            for e, part, old, new in zip(examples, parts, before, after, strict=True)
+        ]  # fmt: skip
+        taken = {"seconds": round(self._taken, 1), "parameters": parameters, "rows": rows, "history": list(history)}
+        return {**taken, "live": True, "label": f"実演（この機械でいま、{self._taken:.0f} 秒）", "reason": ""}
+
+
+def banner(result: Mapping[str, Any]) -> HTML:
+    """実演か録画かを、遠くからでも分かる色で示す。"""
+    colour = GREEN if result["live"] else RED
+    text = html.escape(f"{result['label']}　{result['reason']}")
+    return HTML(f'<p style="background:{colour};color:#fff;padding:4px 12px;font-weight:bold">{text}</p>')
+
+
+def keep(run: Run, result: Mapping[str, Any]) -> None:
+    """実演の結果を、実行のフォルダに残す（`make rehearse` が読む）。"""
+    write_json(run.stage("00_talk") / "demo.json", dict(result))
+
+
+def record(run: Run, machine: str, target: Path = RECORDING) -> Path:
+    """その場で計算した実演を、録画として残す。機械の速さも添える（`make check` が見込みに使う）。
+
+    Raises:
+        WorkshopError: その実行が録画を見せただけのとき。
+    """
+    found = read_json(run.folder / "00_talk" / "demo.json")
+    if not found["live"]:
+        raise WorkshopError(
+            f"実演ではなく録画が出た実行（{found['reason']}）なので、録画にできません",
+            "ほかの重い処理を止めて、もう一度実行してください",
+            run.folder,
+        )
+    threads, rate = fastest_threads()
+    kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
+    head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
+    return write_json(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})

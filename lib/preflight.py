@@ -1,0 +1,178 @@
+"""走らせる前の検査。学習・マージ・変換を黙って壊す落とし穴を調べ、致命的なら止める。
+
+一つの検査が一つの関数で、どれも `Finding` を返す。`before_…` が、場面ごとの組。使い方: `require(before_training(…))`
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lib.adapters import mismatches
+from lib.answering import render
+from lib.errors import WorkshopError
+from lib.findings import Finding, judge
+from lib.leaks import find_leaks
+from lib.monitor import LossMonitor
+from lib.tokenchecks import Messages, collated, ollama_prompt, same_bos, same_tokens, supervision
+from lib.weights import check_folder
+from lib.workspace import read_json
+
+
+def before_training(trainer: Any, rows: Sequence[dict[str, Any]], exam: Sequence[str] = ()) -> list[Finding]:
+    """SFT か DPO の Trainer を、`train()` の前に調べる。
+
+    Args:
+        trainer: TRL の SFTTrainer か DPOTrainer。
+        rows: もとの例（会話型の prompt と completion、または chosen と rejected）。
+        exam: 試験の質問。学習の質問と比べる。
+    """
+    model, tokenizer = trainer.accelerator.unwrap_model(trainer.model), trainer.processing_class
+    asked = [row["prompt"][-1]["content"] for row in rows]
+    found = [vocabulary(*_embedding(model), tokenizer), tied_embeddings(model), precision(model)]
+    found += supervision(tokenizer, list(collated(trainer, rows)), len(rows) - len(trainer.train_dataset))
+    return [*found, first_step(trainer), watched(trainer), leaks(asked, exam)]
+
+
+def before_merge(model: Any, adapter: Path) -> list[Finding]:
+    """アダプタを載せたモデルを、足し込む前に調べる。"""
+    return [adapter_shape(adapter, model.get_base_model()), tied_embeddings(model), quantized(model)]
+
+
+def before_conversion(folder: Path, tokenizer: Any) -> list[Finding]:
+    """マージ済みの重みのフォルダを、GGUF に変換する前に調べる（重みは読まず、見出しだけを見る）。"""
+    from safetensors import safe_open
+
+    rows = 0
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as tensors:
+            names = [name for name in tensors.keys() if name.endswith("embed_tokens.weight")]  # noqa: SIM118
+            rows += sum(tensors.get_slice(name).get_shape()[0] for name in names)
+    return [manifest(folder), vocabulary(rows, read_json(folder / "config.json")["vocab_size"], tokenizer)]
+
+
+def after_conversion(
+    chat: Any, tokenizer: Any, conversations: Sequence[Messages], modelfile: str = ""
+) -> list[Finding]:
+    """動いている llama.cpp（`lib.llamacpp.serve`）と Modelfile が、HF と同じトークンを読むかを調べる。"""
+    ids = [tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"] for messages in conversations]
+    theirs = [chat.tokenize(chat.template(messages)) for messages in conversations]
+    found = [
+        same_tokens("テンプレート（GGUF）", ids, theirs),
+        same_bos("先頭の BOS（GGUF）", tokenizer.bos_token_id, ids, theirs),
+    ]
+    if modelfile:
+        texts = [ollama_prompt(modelfile, messages) for messages in conversations]
+        if None in texts:
+            remedy = "Ollama で実際に答えさせて、同じ答えかを見てください"
+            found.append(Finding("テンプレート（Modelfile）", "warning", "この形の TEMPLATE は読めません", remedy))
+        else:
+            found.append(same_tokens("テンプレート（Modelfile）", ids, [chat.tokenize(text) for text in texts]))
+    return found
+
+
+def adapter_shape(adapter: Path, base: Any) -> Finding:
+    """1. アダプタの各テンソルが、ベースの層に合うか（語彙 32004 と 32000 の違いもここで分かる）。"""
+    wrong = mismatches(adapter, base)
+    remedy = "学習したときと同じベースを使ってください。語彙を足したなら、ベースの行も同じだけ増やします（縮めません）"
+    return judge("アダプタの形", wrong[0] if wrong else "すべての層に合う", wrong, remedy)
+
+
+def _embedding(model: Any) -> tuple[int, int]:
+    return model.get_input_embeddings().weight.shape[0], model.config.vocab_size
+
+
+def vocabulary(rows: int, vocab_size: int, tokenizer: Any) -> Finding:
+    """2. 最大のトークン ID < 埋め込みの行数 == config.vocab_size。"""
+    most = max(tokenizer.get_vocab().values())
+    found = f"最大の ID {most}、埋め込み {rows} 行、config.vocab_size {vocab_size}"
+    remedy = "トークンを足したら resize_token_embeddings で行を増やし、そのモデルを保存し直してください"
+    return judge("語彙の大きさ", found, not most < rows == vocab_size, remedy)
+
+
+def tied_embeddings(model: Any) -> Finding:
+    """8. 出力層が埋め込みを兼ねるモデルで、その層を学習していないか（マージで壊れる）。"""
+    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    layers = [name for name, p in model.named_parameters() if p.requires_grad and "lora_" in name]
+    layers += [name for name, p in model.named_parameters() if p.requires_grad and "modules_to_save" in name]
+    wrong = [name for name in layers if "embed_tokens" in name or "lm_head" in name]
+    remedy = "target_modules と modules_to_save から embed_tokens と lm_head を外してください"
+    found = f"共有の埋め込みに掛かる差分 {len(wrong)} 個" if tied else "出力層は埋め込みと別"
+    return judge("埋め込みの共有", found, tied and wrong, remedy)
+
+
+def quantized(model: Any) -> Finding:
+    """9. 足し込む先が量子化した重みでないか。"""
+    config = getattr(model.config, "quantization_config", None)
+    kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
+    remedy = "量子化する前の重みを読み直し、そこへマージしてから量子化してください"
+    found = f"量子化あり（{', '.join(kinds) or '設定に記録'}）" if config or kinds else "量子化なし"
+    return judge("マージ先の量子化", found, config or kinds, remedy)
+
+
+def same_logits(check: str, before: Any, after: Any) -> Finding:
+    """9・13. 前後のロジットで、一番の語が変わった位置が無いか（マージの前と後、MPS と CPU など）。"""
+    before, after = before.float().cpu(), after.float().cpu()
+    changed = int((before.argmax(-1) != after.argmax(-1)).sum())
+    found = f"一番の語が変わった位置 {changed} / {before[..., 0].numel()}、差は最大 {(before - after).abs().max():.1e}"
+    return judge(check, found, changed, "fp32 の、量子化していない重みでやり直してください")
+
+
+def first_step(trainer: Any) -> Finding:
+    """10・12. 1 例で損失と勾配を求める（重みは動かさない）。損失が有限で、勾配がどこかに届くか。"""
+    import torch
+
+    model = trainer.model
+    count = 1 if len(trainer.train_dataset) else 0
+    batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(count)]))
+    with torch.random.fork_rng(devices=[]):  # dropout が乱数を使っても、学習の乱数を進めない
+        loss = trainer.compute_loss(model, batch)
+        if loss.requires_grad:
+            loss.backward()
+    learned = [p for p in model.parameters() if p.requires_grad]
+    reached = sum(p.grad is not None and bool(p.grad.any()) for p in learned)
+    lost = sum(p.grad is None for p in learned)
+    model.zero_grad()
+    for records in getattr(trainer, "_metrics", {}).values():  # 試しの値を、学習の記録に混ぜない
+        records.clear()
+    found = f"損失 {loss.item():.3f}、勾配が 0 でない {reached} / {len(learned)} 個、届かない {lost} 個"
+    remedy = "activation_checkpointing を切り、学習率と dtype、target_modules を確かめてください"
+    return judge("最初の一歩", found, not math.isfinite(loss.item()) or lost or not reached, remedy)
+
+
+def watched(trainer: Any) -> Finding:
+    """12. 損失が壊れたら止める見張り（`LossMonitor`）が付いているか。"""
+    on = any(isinstance(callback, LossMonitor) for callback in trainer.callback_handler.callbacks)
+    found = "付いている" if on else "付いていない"
+    return judge("損失の見張り", found, not on, "callbacks に LossMonitor を加えてください", "warning")
+
+
+def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:
+    """11. 試験の質問と同じ、またはほぼ同じものが、学習に無いか。"""
+    found = find_leaks(train, exam)
+    example = f"（例「{found[0][0][:30]}」）" if found else ""
+    return judge("試験の漏れ", f"{len(found)} / {len(exam)} 問{example}", found, "その質問を学習から除いてください")
+
+
+def precision(model: Any) -> Finding:
+    """13. 学習する重みが fp16 でなく、機器の持たない bf16 を使っていないか。"""
+    import torch
+
+    kinds = {str(p.dtype).removeprefix("torch."): p.device.type for p in model.parameters()}
+    learned = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
+    no_bf16 = kinds.get("bfloat16") == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
+    found = f"学習する重み {'・'.join(sorted(learned)) or 'なし'}、全体 {'・'.join(sorted(kinds))}"
+    remedy = "dtype を float32 にしてください（T4 は bf16 を持ちません）"
+    return judge("精度", found, "float16" in learned or no_bf16, remedy)
+
+
+def manifest(folder: Path) -> Finding:
+    """保存したときの記録と、いまのファイルが同じか。"""
+    if not (folder / "manifest.json").exists():
+        remedy = "この段のノートブックを実行し直すと、記録ができます"
+        return Finding("ファイルの記録", "warning", "記録（manifest.json）がありません", remedy)
+    try:
+        check_folder(folder)
+    except WorkshopError as error:
+        return Finding("ファイルの記録", "fatal", str(error).rstrip("。"), "この段のノートブックを実行し直してください")
+    return Finding("ファイルの記録", "ok", "保存したときのまま")

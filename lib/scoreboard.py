@@ -1,0 +1,157 @@
+"""README の結果の表を、録画から書く: `python -m lib.scoreboard`。手で写した数字が古くならないように。"""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lib.dataset import general_questions, make_split
+from lib.errors import WorkshopError, command_line
+from lib.metrics import wilson
+from lib.profiles import get_profile
+from lib.regression import SEEDS
+from lib.workspace import REPOSITORY, STAGES, read_json, write_text
+
+README = REPOSITORY / "README.md"
+_BLOCK = re.compile(r"(<!-- 表: (\S+) -->\n).*?(<!-- 表の終わり -->)", re.DOTALL)
+_LADDER = {
+    "base": "そのまま", "few_shot": "例を見せる", "policy": "規則を全部渡す", "rag": "RAG", "sft": "SFT",
+    "dpo": "SFT + DPO", "sft_rag": "SFT + RAG",
+}  # fmt: skip
+
+
+def tables(seeds: Mapping[str, Any]) -> dict[str, str]:
+    """表の名前 → Markdown。
+
+    Args:
+        seeds: 種 → {段: {指標: 値}}（`data/recorded/seeds.json` の一つのプロファイル）。
+    """
+    return {
+        "結果": _results(seeds),
+        "選好": _preference(seeds),
+        "GGUF": _gguf(seeds),
+        "やり方": _ladder(seeds),
+        "時間": _minutes(),
+    }
+
+
+def _each(seeds: Mapping[str, Any], stage: str, key: str, form: str = "{:.1f}", scale: float = 100) -> str:
+    """種ごとの値を / で並べる。"""
+    return " / ".join(form.format(scale * row[stage][key]) for row in seeds.values())
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _results(seeds: Mapping[str, Any]) -> str:
+    split = make_split(get_profile("embedded"))
+    parts = {
+        "near": (f"教えた {len(split.dev)} 事実を、取り置きの言い回しで", len(split.near)),
+        "far": ("話題の語を使わない質問で", len(split.far)),
+        "unseen": ("教えていない事実（0 であるべき）", len(split.unseen)),
+        "unanswerable": ("答えの無い質問を断れたか", len(split.ask_test)),
+        "general": ("一般の質問（英語）", len(general_questions())),
+    }
+    first = next(iter(seeds.values()))["07_evaluation"]
+    rows = []
+    for part, (label, count) in parts.items():
+        row = [f"{label}（{count} 問）"]
+        for model in ("base", "sft", "dpo"):
+            key = f"{model}_{part}_accuracy"
+            around = wilson(round(first[key] * count), count)
+            value = f"{100 * first[key]:.1f}" if model == "base" else _each(seeds, "07_evaluation", key)
+            row.append(f"{value}% [{100 * around.low:.1f}, {100 * around.high:.1f}]")
+        rows.append(row)
+    return _table(["", "学習前", "SFT", "SFT + DPO"], rows)
+
+
+def _preference(seeds: Mapping[str, Any]) -> str:
+    keys = {
+        "pair_accuracy": "ペア正解率（48 組）",
+        "refusal_rate": "断れた率（48 問）",
+        "near_accuracy": "事実の正答率（32 問）",
+    }
+    rows = [
+        [name, *(f"{_each(seeds, '05_preference', f'{model}_{key}')}%" for key in keys)]
+        for model, name in (("sft", "SFT"), ("dpo", "SFT + DPO"), ("orpo", "ORPO（学習前から、DPO と同じ歩数）"))
+    ]
+    return _table(["", *keys.values()], rows)
+
+
+def _gguf(seeds: Mapping[str, Any]) -> str:
+    stage = "06_merge_to_gguf"
+    first = next(iter(seeds.values()))[stage]
+    rows = []
+    for kind in (key.removesuffix("_mb") for key in first if key.endswith("_mb")):
+        row = [kind.upper(), f"{first[f'{kind}_mb']:.1f} MB", f"{_each(seeds, stage, f'{kind}_accuracy')}%"]
+        if f"{kind}_kl" in first:
+            row += [f"{_each(seeds, stage, f'{kind}_agreement')}%", _each(seeds, stage, f"{kind}_kl", "{:.4f}", 1)]
+            row += [f"{_each(seeds, stage, f'{kind}_changed_rate')}%"]
+        else:  # 比べる相手の F16 そのもの
+            row += [f"{_each(seeds, stage, f'{kind}_token_agreement')}%", "–", "–"]
+        rows.append(row)
+    head = [
+        "GGUF",
+        "大きさ",
+        "正答率（32 問）",
+        "次のトークンが HF と同じ",
+        "F16 からの KL（nat）",
+        "F16 から変わった答え",
+    ]
+    return _table(head, rows)
+
+
+def _ladder(seeds: Mapping[str, Any]) -> str:
+    rows = []
+    for key, name in _LADDER.items():
+        cells = {
+            part: _each(seeds, "08_ladder", f"{key}_{part}_accuracy")
+            for part in ("near", "far", "unseen", "unanswerable")
+        }
+        same = {
+            part: " / ".join(dict.fromkeys(text.split(" / "))) for part, text in cells.items()
+        }  # 種によらない段は一つ
+        rows.append([name, *(f"{(same if 'sft' not in key and key != 'dpo' else cells)[part]}%" for part in cells)])
+    return _table(
+        [
+            "やり方",
+            "取り置きの言い回し（16 問）",
+            "話題の語を使わない質問（16 問）",
+            "教えていない事実（8 問）",
+            "断れたか（8 問）",
+        ],
+        rows,
+    )
+
+
+def _minutes() -> str:
+    seconds = get_profile("embedded").expected_seconds
+    cells = [f"{value / 60:.1f}" for value in (*seconds, sum(seconds))]
+    return _table(["所要（分）", *(stage[:2] for stage in STAGES[: len(seconds)]), "合計"], [["`embedded`", *cells]])
+
+
+def filled(text: str, seeds: Mapping[str, Any]) -> str:
+    """README の文に、表を入れ直したもの。
+
+    Raises:
+        WorkshopError: 知らない名前の表があるとき。
+    """
+    made = tables(seeds)
+    if unknown := {name for _, name, _ in _BLOCK.findall(text)} - set(made):
+        raise WorkshopError(
+            f"表「{'、'.join(unknown)}」は作れません", f"次のどれかにしてください: {'、'.join(made)}", README
+        )
+    return _BLOCK.sub(lambda block: f"{block[1]}{made[block[2]]}\n{block[3]}", text)
+
+
+def main(readme: Path = README) -> None:
+    """コマンドの入口。"""
+    with command_line():
+        write_text(readme, filled(readme.read_text(encoding="utf-8"), read_json(SEEDS)["embedded"]))
+        print(f"表を書き直しました: {readme}")
+
+
+if __name__ == "__main__":
+    main()

