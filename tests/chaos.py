@@ -1,6 +1,6 @@
 """段の途中で、kill -9・Ctrl-C・書込みの失敗を起こし、もう一度走らせて、何も失われないことを見る。`make chaos` の中身。
 
-使い方: python tests/chaos.py [回数（既定 120）] [乱数の種]
+使い方: python tests/chaos.py [止める回数（既定 120）] [乱数の種]
 
 重みは乱数の小さなモデルで、配管だけを見る。import に時間が掛かるので、用意の済んだ親を fork して殺す。
 ディスクがいっぱいになる代わりに、書けるファイルの大きさを RLIMIT_FSIZE で絞る（write(2) が失敗する点は同じ）。
@@ -25,7 +25,7 @@ import torch
 from datasets import Dataset
 from gguf import GGUFWriter
 from peft import LoraConfig
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import SFTConfig
 
 from lib.dataset import make_split, read_examples, write_examples
@@ -58,6 +58,13 @@ def make_baseline(run):
     run.finish("03_baseline", {"near_accuracy": 1.0})
 
 
+class Slow(TrainerCallback):
+    """学習の歩の間でも止められるように、間を作る。"""
+
+    def on_step_end(self, args, state, control, **_):
+        time.sleep(0.2)
+
+
 def make_adapter(run):
     stage, folder = run.stage("04_lora_sft"), resolve(PROFILE)
     tokenizer, train = load_tokenizer(folder), read_examples(run.folder / "02_dataset" / "train.jsonl")
@@ -71,7 +78,7 @@ def make_adapter(run):
     monitor = LossMonitor(run, "SFT")
     trainer = AnswerOnlyTrainer(
         model=load_model(folder, PROFILE), args=config, train_dataset=Dataset.from_list([e.sft_row() for e in train]),
-        processing_class=tokenizer, peft_config=lora, callbacks=[monitor],
+        processing_class=tokenizer, peft_config=lora, callbacks=[monitor, Slow()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train))
     with run.making(stage / "adapter") as target:
@@ -222,14 +229,14 @@ def trial(root, reference, stage, way, seconds, dice):
 
 
 def main() -> None:
-    """回数だけ壊す。一つでも失われれば終了コード 1。"""
+    """その回数だけ途中で止まるまで壊す（終わった後に届いた合図は数えない）。一つでも失われれば終了コード 1。"""
     count, seed = (int(value) for value in (*sys.argv[1:], *("120", "0")[len(sys.argv) - 1 :]))
     dice, results = random.Random(seed), []
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, contextlib.redirect_stderr(io.StringIO()):
         root = Path(name)
         reference, seconds = prepare(root)
         print("一度の秒:", json.dumps({stage: round(value, 2) for stage, value in seconds.items()}), flush=True)
-        for number in range(count):
+        while (number := len(results)) < 3 * count and sum(code != 0 for *_, code in results) < count:
             stage = dice.choices(list(STAGES), [3, 3, 3, 2])[0]
             way = WAYS[number % 3]
             outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
@@ -245,8 +252,8 @@ def main() -> None:
             print(f"{stage:<20}{way:<12}" + "".join(f"{cell:>8}" for cell in cells))
     lost = sum(outcome not in ("続きから", "最初から") for *_, outcome, _ in results)
     stopped = sum(code != 0 for *_, code in results)
-    print(f"{count} 回のうち {stopped} 回は途中で止まり、失われたもの {lost} 件")
-    sys.exit(1 if lost else 0)
+    print(f"{len(results)} 回のうち {stopped} 回は途中で止まり、失われたもの {lost} 件")
+    sys.exit(1 if lost or stopped < count else 0)
 
 
 if __name__ == "__main__":

@@ -70,26 +70,23 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
     from lib.models import load_model, load_tokenizer
 
     folder = make_tiny(tmp_path / family, model_folder, family)
-    files = {"F16": convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")}
-    for kind in ("Q8_0", "Q4_K_M"):
-        files[kind] = tmp_path / f"{kind}.gguf"
-        assert sum(quantize(files["F16"], files[kind], kind).values()) == 15  # 7 行列 × 2 層 + 埋め込み
+    f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
+    assert sum(quantize(f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
     tokenizer = load_tokenizer(folder)
-    for path in files.values():
-        facts = gguf_facts(path)
-        assert facts["tokenizer.chat_template"] == tokenizer.chat_template
-        assert facts["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
-        assert facts["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    facts = gguf_facts(q4)  # F16 から写したもの
+    assert facts["tokenizer.chat_template"] == tokenizer.chat_template
+    assert facts["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert facts["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
     messages = [{"role": "system", "content": "店。"}, {"role": "user", "content": "12345円は<|im_end|>ですか"}]
     prompt = render(tokenizer, messages)
     encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     model = load_model(folder, get_profile("embedded"))
     output = model.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
     ours = output[0, encoded["input_ids"].shape[1] :].tolist()
-    with serve(files["F16"]) as chat:
+    with serve(f16) as chat:
         assert chat.tokenize(chat.template(messages)) == encoded["input_ids"][0].tolist()
         assert chat.complete(encoded["input_ids"][0].tolist(), 8)["tokens"] == ours
-    with serve(files["Q4_K_M"]) as chat:
+    with serve(q4) as chat:
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
 
 
