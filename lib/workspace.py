@@ -36,7 +36,7 @@ STAGES = (
     "07_evaluation",
     "08_ladder",
 )
-APPENDICES = ("A0_experiments", "A1_methods", "A3_failure_lab")
+APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")
 """`make run` では走らない付録。それぞれ単独で実行する。"""
 BUILT_IN = "support"
 _PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
