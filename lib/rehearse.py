@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import nbformat
-import papermill
-from papermill.exceptions import PapermillExecutionError
 
 from lib.demo import record
 from lib.errors import WorkshopError, command_line
-from lib.pipeline import LocalKernelManager
+from lib.execution import LocalKernelManager, run_notebook
 from lib.slides import write_deck
 from lib.talk import Plan, load_plan
 from lib.workspace import REPOSITORY, Run, open_run, read_json
@@ -59,20 +57,10 @@ def execute(run: Run, budget: float = 0) -> Path:
         WorkshopError: セルが失敗したとき。
     """
     os.environ["WORKSHOP_HEADLESS"] = "1"
-    target = run.folder / "notebooks" / SOURCE.name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    LocalKernelManager.kernel_log = run.folder / "kernel.log"
     values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name, "BUDGET": budget}
-    try:
-        papermill.execute_notebook(
-            SOURCE, target, parameters=values, kernel_name="python3", progress_bar=False, start_timeout=180,
-            execution_timeout=_CELL_TIMEOUT_SECONDS, cwd=str(SOURCE.parent), kernel_manager_class=LocalKernelManager,
-        )  # fmt: skip
-    except PapermillExecutionError as error:
-        raise WorkshopError(
-            f"発表のセルが失敗しました: {str(error.evalue)[:300]}", f"実行の写し {target} を開くと、どこかが見えます"
-        ) from None
-    return target
+    return run_notebook(
+        run, SOURCE, SOURCE.stem, values, _CELL_TIMEOUT_SECONDS, kernel_manager_class=LocalKernelManager
+    )
 
 
 def main() -> None:

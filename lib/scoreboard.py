@@ -7,6 +7,7 @@ from typing import Any
 
 from lib.dataset import general_questions, make_split
 from lib.errors import WorkshopError, command_line
+from lib.evidence import written
 from lib.metrics import wilson
 from lib.profiles import get_profile
 from lib.regression import SEEDS
@@ -18,6 +19,8 @@ _LADDER = {
     "base": "そのまま", "few_shot": "例を見せる", "policy": "規則を全部渡す", "rag": "RAG", "sft": "SFT",
     "dpo": "SFT + DPO", "sft_rag": "SFT + RAG",
 }  # fmt: skip
+
+_TRAINED = {"sft", "dpo", "sft_rag"}
 
 
 def tables(seeds: Mapping[str, Any]) -> dict[str, str]:
@@ -106,14 +109,14 @@ def _gguf(seeds: Mapping[str, Any]) -> str:
 def _ladder(seeds: Mapping[str, Any]) -> str:
     rows = []
     for key, name in _LADDER.items():
-        cells = {
-            part: _each(seeds, "08_ladder", f"{key}_{part}_accuracy")
-            for part in ("near", "far", "unseen", "unanswerable")
-        }
-        same = {
-            part: " / ".join(dict.fromkeys(text.split(" / "))) for part, text in cells.items()
-        }  # 種によらない段は一つ
-        rows.append([name, *(f"{(same if 'sft' not in key and key != 'dpo' else cells)[part]}%" for part in cells)])
+        row = [name]
+        for part in ("near", "far", "unseen", "unanswerable"):
+            metric = f"{key}_{part}_accuracy"
+            if key in _TRAINED:
+                row.append(f"{_each(seeds, '08_ladder', metric)}%")
+            else:  # 学習前の段は、ふつう種によらない
+                row.append(written([seed["08_ladder"][metric] for seed in seeds.values()], "{:.1%}"))
+        rows.append(row)
     return _table(
         [
             "やり方",

@@ -12,6 +12,7 @@ from IPython.display import HTML
 
 from lib.demo import Demo
 from lib.judge import Ballot
+from lib.pairs import HandRanking
 from lib.talk import Clock, bar_html
 
 
@@ -99,6 +100,42 @@ def blind_vote(ballot: Ballot) -> Any:
         button.on_click(press)
     show()
     return ipywidgets.VBox([page, ipywidgets.HBox(buttons)])
+
+
+def rank_by_hand(ranking: HandRanking) -> Any:
+    """人が良い答えと悪い答えを選ぶ部品。「決める」を押すたびに、選好ペアのファイルに書く。
+
+    画面の無い実行（`make run`）では None。
+    """
+    if os.environ.get("WORKSHOP_HEADLESS"):
+        return None
+    import ipywidgets
+
+    page = ipywidgets.HTML()
+    best, worst = (ipywidgets.RadioButtons(description=name) for name in ("良い", "悪い"))
+    decide, skip = (ipywidgets.Button(description=name) for name in ("決める", "飛ばす"))
+
+    def show() -> None:
+        found = ranking.next()
+        for part in (best, worst, decide, skip):
+            part.disabled = found is None
+        if found is None:
+            page.value = f"終わりました。{len(ranking.rows)} 組を書きました。"
+            return
+        example, answers = found
+        page.value = f"<b>{html.escape(example.question)}</b>"
+        best.options, worst.options = answers, answers
+        best.value, worst.value = answers[0], answers[-1]
+
+    def press(button: Any) -> None:
+        if ranking.next() is not None:
+            ranking.skip() if button is skip else ranking.choose(best.value, worst.value)
+        show()
+
+    for button in (decide, skip):
+        button.on_click(press)
+    show()
+    return ipywidgets.VBox([page, best, worst, ipywidgets.HBox([decide, skip])])
 
 
 def presenter_bar(clock: Clock, demo: Demo) -> Any:

@@ -1,8 +1,39 @@
 """テストの共通の準備。"""
 
+import subprocess
+import sys
+import time
+
 import pytest
 
 from lib.profiles import get_profile
+from lib.workspace import OUTPUTS, REPOSITORY, read_json
+
+_LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
+"""長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
+_STARTED = time.time()
+
+
+def pytest_collection_modifyitems(items):
+    """ファイルの中の順はそのままに、長いファイルを先頭へ。"""
+    order = {name: place for place, name in enumerate(_LONGEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_terminal_summary(terminalreporter):
+    """smoke のノートブックに何秒かかったかを、終わりに出す。"""
+    record = OUTPUTS / "pytest-smoke" / "stages.json"
+    if record.exists() and record.stat().st_mtime > _STARTED:
+        seconds = "  ".join(f"{name} {stage['seconds']:.0f}" for name, stage in read_json(record).items())
+        terminalreporter.write_line(f"smoke の所要（秒）: {seconds}")
+
+
+def start(*arguments):
+    """smoke プロファイルの実行を始める。"""
+    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", *arguments]
+    return subprocess.Popen(
+        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
+    )
 
 
 @pytest.fixture(scope="session")

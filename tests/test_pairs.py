@@ -7,11 +7,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from lib.dataset import Example, make_split
+from lib.dataset import Example, make_split, read_jsonl
 from lib.errors import WorkshopError
 from lib.leaks import find_leaks
 from lib.metrics import is_correct, is_refusal
-from lib.pairs import MADE_UP, RUDE, VAGUE, WRONG, fault, openai_judge, rank_pairs, written_pairs
+from lib.pairs import MADE_UP, RUDE, VAGUE, WRONG, HandRanking, fault, openai_judge, rank_pairs, written_pairs
 from lib.profiles import get_profile
 
 FEE = Example("fee", "polite", "送料はいくらですか。", "送料は690円です。", ("690円",))
@@ -112,3 +112,21 @@ def test_written_pairs_never_touch_the_exam(lang):
             example = next(e for e in by_fact.values() if all(f in good for f in e.figures))
             assert is_correct(example, good)
             assert fault(example, bad) == row["reason"] or lang == "en"
+
+
+def test_choices_by_hand_are_kept_as_they_are_made(tmp_path):
+    examples = make_split(get_profile("embedded")).train[:3]
+    samples = [["一", "二", "二"], ["三", "三"], ["四", "五"]]
+    path = tmp_path / "pairs_by_hand.jsonl"
+    ranking = HandRanking(examples, samples, path)
+    assert ranking.next() == (examples[0], ["一", "二"])
+    ranking.choose("一", "一")  # 同じ答えは組にならない
+    assert ranking.next()[0] == examples[0] and not path.exists()
+    ranking.choose("二", "一")
+    row = read_jsonl(path)[0]
+    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("二", "一") and "人" in row["reason"]
+    assert set(row) == set(rank_pairs(examples[:1], [["分かりません", examples[0].answer]])[0])
+    again = HandRanking(examples, samples, path)  # 途中で閉じても、続きから
+    assert again.rows == [row] and again.next()[0] == examples[2]  # 答えが一通りの質問は飛ばす
+    again.skip()
+    assert again.next() is None and read_jsonl(path) == [row]
