@@ -5,7 +5,7 @@ import inspect
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from IPython.display import HTML
@@ -45,25 +45,6 @@ def sliders(show: Callable[..., Any], **ranges: tuple[float, float]) -> Any:
     for control in controls.values():
         control.observe(redraw, names="value")
     return ipywidgets.VBox([*controls.values(), page])
-
-
-def choose(show: Callable[[str], Any], options: Sequence[str]) -> Any:
-    """計算済みの結果を選ぶつまみ。動かすたびに、その結果の表（`show(選んだもの)`）に描き替える。
-
-    選ぶものが無いとき、画面の無い実行（`make run`）では None。
-    """
-    if os.environ.get("WORKSHOP_HEADLESS") or not options:
-        return None
-    import ipywidgets
-
-    page = ipywidgets.HTML(show(options[0])._repr_html_())
-    control = ipywidgets.SelectionSlider(options=options)
-
-    def redraw(change: Any) -> None:
-        page.value = show(change["new"])._repr_html_()
-
-    control.observe(redraw, names="value")
-    return ipywidgets.VBox([control, page])
 
 
 def blind_vote(ballot: Ballot) -> Any:
