@@ -2,6 +2,7 @@
 
 import re
 import sys
+from functools import cache
 
 import nbformat
 import pytest
@@ -20,6 +21,7 @@ def no_miss_yet():
     module._missed.clear()
 
 
+@cache
 def section(path):
     """「練習」から後ろのセル。"""
     cells = nbformat.read(path, as_version=4).cells
@@ -131,15 +133,16 @@ def fails(*_):
 
 
 @pytest.mark.parametrize("number", NUMBERS)
-@pytest.mark.parametrize(
-    "answer",
-    [fails, lambda *_: Strange(), lambda *_: sys.exit(3), lambda: 0, lambda *a: a.append, Strange(), "", [], {}, -1j],
-    ids=range(10),
-)
-def test_no_answer_makes_a_traceback(number, answer, capsys):
-    check(number, answer)
-    said = capsys.readouterr().out
-    assert said.startswith(f"✗ 練習 {number}") and "ヒント 1/" in said and said.count("\n") == 2
+def test_no_answer_makes_a_traceback(number, capsys):
+    def leaves(*_):
+        sys.exit(3)
+
+    functions = [fails, leaves, lambda: 0, lambda *a: a.append, lambda *_: Strange()]
+    for answer in [*functions, Strange(), Strange, "", [], {}, -1j, float("nan")]:
+        module._missed.clear()
+        check(number, answer)
+        said = capsys.readouterr().out
+        assert said.startswith(f"✗ 練習 {number}") and "ヒント 1/" in said and said.count("\n") == 2
 
 
 def test_what_happened_is_said_in_japanese(capsys):
@@ -169,6 +172,6 @@ def test_array_and_spelling_differences_are_forgiven(capsys):
 
 
 def test_an_unknown_number_is_one_sentence():
-    for number in ("9.9", 4.2, ["4.2"][0] + "0"):
+    for number in ("9.9", "4.20", 4.2):
         with pytest.raises(WorkshopError, match="ありません"):
             check(number, 1)
