@@ -122,8 +122,8 @@ def _same(given: Any, expected: Any, tolerance: float) -> bool:
             and len(given) == len(expected)
             and all(_same(one, other, tolerance) for one, other in zip(given, expected, strict=True))
         )
-    if isinstance(expected, (bool, str)) or isinstance(given, bool):
-        return type(given) is type(expected) and bool(given == expected)
+    if isinstance(expected, (bool, str)):
+        return bool(given == expected)
     return isinstance(given, Real) and math.isclose(given, expected, rel_tol=tolerance, abs_tol=1e-9)
 
 
