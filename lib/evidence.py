@@ -49,8 +49,16 @@ def _inside(item: Any, key: Any) -> list[Any]:
     if key == "*":
         return members
     if isinstance(key, Mapping):
-        return [m for m in members if isinstance(m, Mapping) and key.items() <= m.items()]
+        return [m for m in members if _has(m, key)]
     return [item[key]] if isinstance(item, Mapping) and key in item else []
+
+
+def _has(member: Any, wanted: Mapping[str, Any]) -> bool:
+    """`wanted` の値をすべて持つか。辞書の中の辞書も、同じように比べる。"""
+    return isinstance(member, Mapping) and all(
+        name in member and (_has(member[name], value) if isinstance(value, Mapping) else member[name] == value)
+        for name, value in wanted.items()
+    )
 
 
 def written(values: Sequence[Any], form: str = "{}") -> str:
@@ -73,6 +81,8 @@ def origin(path: Sequence[Any]) -> str:
     found = _source(name)
     if not found:
         return NOT_MEASURED
+    if name == "experiments":
+        found = next(iter(look_up(path[:2])), {})
     dates = look_up(["seeds", path[1], "*", "date"]) if name == "seeds" else [found.get("date", "")]
     machine = f"、{found['machine']}" if name != "seeds" and "machine" in found else ""
     seeds = f"、種 {'・'.join(found[path[1]])}" if name == "seeds" else ""

@@ -4,11 +4,14 @@
 """
 
 import argparse
+import hashlib
 import logging
 import os
 import signal
 from pathlib import Path
 from typing import Any
+
+import nbformat
 
 from lib.errors import WorkshopError, command_line
 from lib.execution import Progress, WatchedEngine, clock, place, run_notebook
@@ -31,9 +34,15 @@ def _parameters(run: Run, stage: str) -> dict[str, Any]:
 
 
 def _fingerprint(run: Run, stage: str) -> str:
-    """段の結果を左右するもの（ノートブックと、02 では自分のデータ）の SHA-256。"""
+    """段の結果を左右するもの（ノートブックのコードと、02 では自分のデータ）の SHA-256。
+
+    文章・出力・`run.finish` の後の練習は結果を変えないので、直しても実行し直さない。
+    """
+    cells = [cell.source for cell in nbformat.read(source_of(stage), as_version=4).cells if cell.cell_type == "code"]
+    last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
+    code = hashlib.sha256("\0".join(cells[: last + 1]).encode()).hexdigest()
     path = data_path(run.data) if stage == "02_dataset" else None
-    return file_sha256(source_of(stage)) + (f"+{file_sha256(path)}" if path else "")
+    return code + (f"+{file_sha256(path)}" if path else "")
 
 
 def _load_record(run: Run) -> dict[str, Any]:

@@ -126,7 +126,7 @@ class Run:
         return read_json(self.folder / name / "metrics.json")
 
     def finish(self, name: str, metrics: dict[str, float]) -> dict[str, float]:
-        """指標を書いて、段を「終わった」とする。ノートブックの最後のセルで呼ぶ。"""
+        """指標を書いて、段を「終わった」とする。ノートブックの最後（あれば練習の手前）のセルで呼ぶ。"""
         write_json(self.stage(name) / "metrics.json", metrics)
         return metrics
 

@@ -79,10 +79,14 @@ def test_timing_and_notes_come_from_the_plan(plan):
 
 
 def test_values_are_found_by_key(monkeypatch):
-    data = {"a": {"0": {"x": 0.5}, "1": {"x": 0.25}}, "rows": [{"name": "p", "x": 1}, {"name": "q", "x": 2}]}
+    data = {
+        "a": {"0": {"x": 0.5}, "1": {"x": 0.25}},
+        "rows": [{"name": "p", "x": 1}, {"name": "q", "x": 2, "of": {"b": 1, "c": 2}}],
+    }
     monkeypatch.setattr(evidence, "_source", lambda name: data)
     assert look_up(["seeds", "a", "*", "x"]) == [0.5, 0.25]
     assert look_up(["seeds", "rows", {"name": "q"}, "x"]) == [2]
+    assert look_up(["seeds", "rows", {"of": {"c": 2}}, "x"]) == [2] and not look_up(["seeds", "rows", {"of": {"c": 3}}])
     assert look_up(["seeds", "a", "9", "x"]) == [] and look_up(["seeds", "a", "0", "x", "y"]) == []
     assert written([0.5, 0.25], "{:.1%}") == "50.0 / 25.0%" and written([0.5, 0.5], "{:.1%}") == "50.0%"
     assert written([]) == NOT_MEASURED

@@ -200,3 +200,24 @@ def test_a_missing_device_is_one_sentence(tiny_llama):
         pytest.skip("CUDA のある機械")
     with pytest.raises(WorkshopError, match="cuda がありません"):
         load_model(tiny_llama, get_profile("cuda"))
+
+
+def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
+    import nbformat
+
+    from lib import pipeline
+
+    path, v4 = tmp_path / "x.ipynb", nbformat.v4
+    monkeypatch.setattr(pipeline, "source_of", lambda stage: path)
+    run = open_run("smoke", "x", outputs=tmp_path)
+
+    def mark(*cells):
+        nbformat.write(v4.new_notebook(cells=list(cells)), path)
+        return pipeline._fingerprint(run, "01_concepts")
+
+    work, end = v4.new_code_cell("a = 1"), v4.new_code_cell("run.finish('x', {'a': a})")
+    before = mark(work, end)
+    shown = v4.new_code_cell("a = 1", outputs=[v4.new_output("stream", text="1")], execution_count=3)
+    assert mark(v4.new_markdown_cell("説明"), shown, end, v4.new_code_cell("answer_1_1 = 2")) == before
+    assert mark(v4.new_code_cell("a = 2"), end) != before
+    assert mark(work, v4.new_code_cell("run.finish('x', {'a': a, 'b': 1})")) != before
