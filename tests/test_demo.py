@@ -1,6 +1,8 @@
 """実演の予算: 間に合わないと分かれば録画に替わり、録画にはいつも「録画」と書く。下見と、発表者のバーも。"""
 
+import asyncio
 import json
+import time
 import urllib.error
 from types import SimpleNamespace
 
@@ -96,6 +98,35 @@ def test_one_click_switches_and_the_first_reason_stays():
     demo.switch("別の理由")
     assert demo.reason == "発表者が切り替えた" and step(demo, 1)
     assert demo.attempt(lambda: pytest.fail("計算しない")) is None
+
+
+@pytest.mark.parametrize("how", ["click", "interrupt"])
+def test_a_click_and_an_interrupt_stop_the_demo_while_it_computes(how):
+    """学習が計算している間も、待っているセルの側で押した知らせが届き、次の歩で止まる。"""
+    demo, steps = Demo(40), []
+
+    def train():
+        for number in range(1, 400):
+            time.sleep(0.01)
+            steps.append(number)
+            if step(demo, number, total=400):
+                return "途中"
+        return "最後まで"
+
+    async def cell():
+        waiting = asyncio.ensure_future(demo.live(train))
+        while len(steps) < 3:
+            await asyncio.sleep(0.01)
+        demo.switch() if how == "click" else waiting.cancel()
+        return await waiting
+
+    assert asyncio.run(cell()) is None and 3 <= len(steps) < 100
+    assert demo.reason == ("発表者が切り替えた" if how == "click" else "発表者が止めた")
+
+
+def test_a_demo_that_is_left_alone_gives_its_result():
+    demo = Demo(40)
+    assert asyncio.run(demo.live(lambda: ["16日です。"])) == ["16日です。"] and not demo.reason
 
 
 def test_without_a_recording_the_remedy_is_named(tmp_path):
