@@ -72,10 +72,11 @@ class Demo(TrainerCallback):
         """
         task = asyncio.ensure_future(asyncio.to_thread(self.attempt, work))
         try:
-            return await asyncio.shield(task)
+            while not task.done():
+                await asyncio.wait({task}, timeout=0.2)  # ときどき起きないと、中断に気付かない
         except asyncio.CancelledError:  # 中断。学習は、次の歩の終わりで止まる
             self.switch("発表者が止めた")
-            return await task
+        return await task
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """予算に収まりそうにないか、発表者が切り替えたら、学習を止める。"""

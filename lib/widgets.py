@@ -34,7 +34,7 @@ def _control(name: str, limits: Any, start: Any) -> Any:
     if low > 0 and high / low > 100:  # 学習率のように桁で動く値
         ends = {"min": math.log10(low), "max": math.log10(high)}
         return ipywidgets.FloatLogSlider(start, **ends, step=0.05, readout_format=".1e", **look)
-    return ipywidgets.FloatSlider(start, min=low, max=high, step=(high - low) / 20, **look)
+    return ipywidgets.FloatSlider(start, min=low, max=high, step=(high - low) / 100, **look)
 
 
 def _markup(shown: Any) -> str:
@@ -65,6 +65,7 @@ def sliders(show: Callable[..., Any], **controls: Any) -> Any:
     start = inspect.signature(show).parameters
     parts = {name: _control(name, limits, start[name].default) for name, limits in controls.items()}
     page = ipywidgets.HTML(_markup(show()))
+    page.add_class("jp-RenderedHTMLCommon")  # JupyterLab の表の見た目
 
     def redraw(_: Any) -> None:
         page.value = _markup(show(**{name: part.value for name, part in parts.items()}))

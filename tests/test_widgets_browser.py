@@ -22,12 +22,11 @@ QUIET += ["--disable-component-update", "--disable-sync"]
 VIEWS = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from IPython.display import HTML
-from lib.explore import learning_rates
 from lib.plots import curve, token_boxes
 from lib.widgets import presenter_bar, sliders
 
 def rates(steps=10, kind="cosine"):
-    return curve(learning_rates(kind, 1e-3, 0.1, steps), ["learning_rate"], f"{{steps}}")
+    return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
 
 def words(text="初め"):
     return token_boxes([(text, 7, False)], f"{{len(text)}} 文字")
@@ -41,6 +40,7 @@ from types import SimpleNamespace
 
 def train():
     control = SimpleNamespace(should_training_stop=False)
+    print("一歩目", flush=True)
     for number in range(1, 601):
         until = time.monotonic() + 0.1
         while time.monotonic() < until:
@@ -51,6 +51,9 @@ def train():
     print(f"止まった歩 {number}")
 
 await demo.live(train)"""
+AGAIN = """demo = Demo(120)
+await demo.live(train)
+print(f"中断の理由 {demo.reason}")"""
 
 
 @pytest.fixture
@@ -105,21 +108,28 @@ def test_a_real_browser_moves_the_views_and_stops_the_demo(lab, tmp_path):
     with playwright.sync_playwright() as driver:
         browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
         window = browser.new_page(viewport={"width": 1280, "height": 1600})
-        window.set_default_timeout(60_000)
+        window.set_default_timeout(120_000)
         window.goto(lab)
         window.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+        window.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # カーネルが始まる前の「実行」は効かない
         window.get_by_role("menuitem", name="Run", exact=True).click()
         window.get_by_text("Run All Cells", exact=True).click()
         stop = window.get_by_role("button", name="録画に切り替える")
         stop.wait_for()
 
-        # 最後のセルが計算している間に押す
-        window.locator(".jp-InputPrompt", has_text="[*]").wait_for()
+        # 計算しているセルの間に押す
+        window.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
         stop.click()
         window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
         ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
         ended.wait_for()
         assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 600
+
+        # 次のセルは、中断（■）で止める
+        window.locator(".jp-OutputArea-output", has_text="一歩目").nth(1).wait_for()
+        window.locator("[title*='Interrupt']").first.click()
+        window.get_by_text("中断の理由 発表者が止めた").wait_for()
+        assert window.locator(".jp-OutputArea-output", has_text="止まった歩 600").count() == 0
 
         picture = window.locator(".widget-html-content img")
         before = picture.get_attribute("src")
