@@ -33,7 +33,7 @@ def words(text="初め"):
 """
 BAR = """from lib.demo import Demo
 from lib.talk import Clock, load_plan
-demo = Demo(120)
+demo = Demo(900)
 presenter_bar(Clock(load_plan()), demo)"""
 BUSY = """import time
 from types import SimpleNamespace
@@ -41,17 +41,17 @@ from types import SimpleNamespace
 def train():
     control = SimpleNamespace(should_training_stop=False)
     print("一歩目", flush=True)
-    for number in range(1, 601):
+    for number in range(1, 2001):
         until = time.monotonic() + 0.1
         while time.monotonic() < until:
             sum(range(9999))
-        demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=600), control)
+        demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=2000), control)
         if control.should_training_stop:
             break
     print(f"止まった歩 {number}")
 
 await demo.live(train)"""
-AGAIN = """demo = Demo(120)
+AGAIN = """demo = Demo(900)
 await demo.live(train)
 print(f"中断の理由 {demo.reason}")"""
 
@@ -82,6 +82,11 @@ def lab(tmp_path):
         "IPYTHONDIR",
     )
     settings = {name: str(tmp_path / name) for name in own}
+    tracker = (
+        tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    )
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}', encoding="utf-8")  # 画面の外のセルも、消さずに置く
     settings |= {"JUPYTER_TOKEN": token, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     with (tmp_path / "lab.log").open("w") as log:
@@ -123,13 +128,13 @@ def test_a_real_browser_moves_the_views_and_stops_the_demo(lab, tmp_path):
         window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
         ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
         ended.wait_for()
-        assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 600
+        assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
 
         # 次のセルは、中断（■）で止める
         window.locator(".jp-OutputArea-output", has_text="一歩目").nth(1).wait_for()
         window.locator("[title*='Interrupt']").first.click()
         window.get_by_text("中断の理由 発表者が止めた").wait_for()
-        assert window.locator(".jp-OutputArea-output", has_text="止まった歩 600").count() == 0
+        assert window.locator(".jp-OutputArea-output", has_text="止まった歩 2000").count() == 0
 
         picture = window.locator(".widget-html-content img")
         before = picture.get_attribute("src")
