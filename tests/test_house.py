@@ -37,10 +37,11 @@ def test_lib_is_thin():
     # 書出しの証明（確率の比べ方 150 行、Modelfile 110 行、大きさの計算 90 行、配るフォルダ 80 行）で 7,700 行に、
     # 発表（台本と時計 180 行、録画を読む想定問答 120 行、実演の予算 140 行、図 140 行、スライド 150 行、
     # 通し稽古 100 行、バー 40 行）、この機械の下見（190 行）、束の詰め方と README の表（190 行）で 9,100 行に広げた。
-    # 練習の答え合わせ（130 行）で 9,250 行に広げた。
+    # 練習の答え合わせ（130 行）、一冊だけを開く人の用意とバッジ（110 行）、触って試す部品の中身と見せ方（150 行）、
+    # mps と CPU の比較（40 行）で 9,600 行に広げた。
     # 学習の引数は今も lib に無い。次に広げるときは、ここに理由を足す。
     sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert sum(sizes.values()) < 9250 and max(sizes.values()) < 300, sizes
+    assert sum(sizes.values()) < 9600 and max(sizes.values()) < 300, sizes
 
 
 def test_imports_have_no_cycle():
