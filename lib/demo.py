@@ -1,5 +1,6 @@
 """実演の予算と、録画への切り替え。学習の設定には触れない（ノートブックにある）。"""
 
+import asyncio
 import html
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -63,6 +64,19 @@ class Demo(TrainerCallback):
         if self._taken > self.seconds:
             self.switch(f"予算の {self.seconds:g} 秒を超えた")
         return None if self.reason else result
+
+    async def live(self, work: Callable[[], Any]) -> Any:
+        """`attempt` を別のスレッドで行う。その間、セルは待つだけなので、バーのボタンも中断（■）もすぐに効く。
+
+        カーネルは、セルが計算している間はボタンの知らせを読まない（ipykernel 7.4 では、待つだけのセルなら読む）。
+        """
+        task = asyncio.ensure_future(asyncio.to_thread(self.attempt, work))
+        try:
+            while not task.done():
+                await asyncio.wait({task}, timeout=0.2)  # ときどき起きないと、中断に気付かない
+        except asyncio.CancelledError:  # 中断。学習は、次の歩の終わりで止まる
+            self.switch("発表者が止めた")
+        return await task
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """予算に収まりそうにないか、発表者が切り替えたら、学習を止める。"""

@@ -1,15 +1,18 @@
 """この機械の使い方: スレッドの数、malloc の癖、メモリの測り方。学習の結果には関わらない。"""
 
+import copy
 import ctypes
 import gc
 import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from lib.errors import WorkshopError
 
 _ROUNDS = 9  # 2 コアの機械で 2〜3 秒。1 秒ほどの邪魔なら、中央値は動かない
 
@@ -45,6 +48,40 @@ def fastest_threads() -> tuple[int, float]:
     best = min(seconds, key=lambda count: seconds[count])
     torch.set_num_threads(best)
     return best, 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
+
+
+def agrees_with_cpu(model: Any, batch: Mapping[str, Any], tolerance: float = 1e-3) -> str:
+    """MPS なら、一束の損失と勾配を CPU の写しと比べ、言うことを返す（MPS には、黙って違う値を出す不具合があった）。
+
+    Args:
+        model: 学習するモデル。重みは動かさない。
+        batch: `labels` を持つ一束。
+        tolerance: 許す相対的な差。fp32 の丸めなら 1e-5 ほどで、間違いなら桁で違う。
+
+    Raises:
+        WorkshopError: 差が大きいとき。
+    """
+    import torch
+
+    if model.device.type != "mps":
+        return f"{model.device.type} で学習します（CPU との比較が要るのは mps だけです）"
+
+    def measure(one: Any, rows: Mapping[str, Any]) -> torch.Tensor:
+        loss = one(**rows).loss
+        loss.backward()
+        slopes = torch.stack([p.grad.norm().cpu() for p in one.parameters() if p.grad is not None])
+        one.zero_grad()
+        return torch.stack([loss.detach().cpu(), slopes.norm()]).double()
+
+    here = measure(model, batch)
+    there = measure(copy.deepcopy(model).cpu(), {key: value.cpu() for key, value in batch.items()})
+    gap = float(((here - there).abs() / there.abs().clamp_min(1e-12)).max())
+    if not gap <= tolerance:  # NaN も、ここで止まる
+        raise WorkshopError(
+            f"mps の損失と勾配の大きさが、CPU と相対で {gap:.1e} 違います（許すのは {tolerance:.0e} まで）",
+            "macOS と torch を新しくするか、PROFILE を embedded にして CPU で学習してください",
+        )
+    return f"mps の一束の損失と勾配の大きさは CPU と同じです（相対の差 {gap:.1e}）"
 
 
 def _keep_memory() -> bool:

@@ -124,6 +124,32 @@ def token_strip(tokens: Sequence[str], weights: Sequence[bool], caption: str) ->
     return HTML(f'<div style="line-height:1.9">{boxes}</div><p>{html.escape(caption)}</p>')
 
 
+def token_boxes(pieces: Sequence[tuple[str, int, bool]], caption: str) -> HTML:
+    """トークンを、id を添えた箱にする。同じ文字から割れたトークンは、同じ色で続ける。"""
+    colours, boxes, group = ("#cfe8ff", "#ffe3b3", "#d3f0df", "#f3d9ea"), [], -1
+    for text, number, going_on in pieces:
+        group += not going_on
+        boxes.append(
+            f'<span style="background:{colours[group % 4]};color:#1b1f24;margin:1px;padding:1px 5px;border-radius:3px;'
+            f'display:inline-block;text-align:center;white-space:pre;font-family:monospace;line-height:1.3">'
+            f'{html.escape(text.replace(chr(10), "⏎"))}<br><small style="color:#57606a">{number}</small></span>'
+        )
+    return HTML(f"<div>{''.join(boxes)}</div><p>{html.escape(caption)}</p>")
+
+
+def chat(entry: Mapping[str, Any]) -> HTML:
+    """一つの質問への答えを、モデルごとの吹き出しにして横に並べる。枠は、正答が緑、それ以外が赤。"""
+    said = "".join(
+        f'<div style="flex:1 1 12em;border:2px solid {GREEN if good else RED};border-radius:8px;padding:6px 10px">'
+        f"<small>{html.escape(name)} {'✓' if good else '✗'}</small><br>{html.escape(text) or '（空の答え）'}</div>"
+        for name, text, good in entry["answers"]
+    )
+    look = "background:#eef0f3;color:#1b1f24;border-radius:8px;padding:6px 10px;margin-bottom:6px"
+    asked, gold = html.escape(entry["question"]), html.escape(entry["reference"])
+    row = f'<div style="display:flex;flex-wrap:wrap;gap:6px">{said}</div>'
+    return HTML(f'<div style="max-width:60em"><div style="{look}">{asked}</div>{row}<p>正解: {gold}</p></div>')
+
+
 def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:
     """答えを並べた表。`*_ok` の列があれば、その答えの欄を緑か赤に塗る。
 

@@ -69,7 +69,9 @@ def notebook_html(source: Path, target: Path) -> Path:
 
     exporter = HTMLExporter(template_name="lab")
     exporter.mathjax_url = exporter.require_js_url = exporter.mermaid_js_url = ""
-    body, _ = exporter.from_notebook_node(nbformat.read(source, as_version=4))
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "badge" not in cell.metadata.get("tags", [])]  # 外の画像
+    body, _ = exporter.from_notebook_node(notebook)
     return write_text(target, body)
 
 

@@ -9,6 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 from lib.errors import WorkshopError, command_line
 from lib.profiles import Profile, get_profile
@@ -39,25 +40,34 @@ class Finding:
         return f"{_MARKS[self.good]} {self.name}: {self.said}"
 
 
-def packages() -> Finding:
-    """pyproject.toml が求める部品が、求める版で入っているか。"""
+def unmet() -> list[tuple[Any, str | None]]:
+    """pyproject.toml が求める部品のうち、無いか版の合わないもの。(求めるもの, 入っている版) の列。"""
     from packaging.requirements import Requirement
 
     project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wrong = []
-    for line in project["dependencies"]:
-        wanted = Requirement(line)
+    wrong: list[tuple[Any, str | None]] = []
+    for wanted in map(Requirement, project["dependencies"]):
+        if wanted.marker and not wanted.marker.evaluate():
+            continue
         try:
             found = version(wanted.name)
         except PackageNotFoundError:
-            wrong.append(f"{wanted.name} が無い")
+            wrong.append((wanted, None))
             continue
         if not wanted.specifier.contains(found, prereleases=True):
-            wrong.append(f"{wanted.name} {found}（求める版 {wanted.specifier}）")
+            wrong.append((wanted, found))
+    return wrong
+
+
+def packages() -> Finding:
+    """pyproject.toml が求める部品が、求める版で入っているか。"""
+    wrong = [
+        f"{wanted.name} {found}（求める版 {wanted.specifier}）" if found else f"{wanted.name} が無い"
+        for wanted, found in unmet()
+    ]
     if wrong:
         return Finding("部品", False, f"{'、'.join(wrong)}。make setup を実行してください")
-    python = sys.version.split()[0]
-    return Finding("部品", True, f"Python {python} と {len(project['dependencies'])} 個の部品がそろっています")
+    return Finding("部品", True, f"Python {sys.version.split()[0]} で、求める部品がそろっています")
 
 
 def model(profile: Profile) -> Finding:

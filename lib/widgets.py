@@ -1,7 +1,10 @@
 """触って確かめる部品。画面の無い実行では何も出さない（部品を待って止まることがあるため）。"""
 
+import base64
 import html
 import inspect
+import io
+import math
 import os
 import threading
 import time
@@ -9,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from IPython.display import HTML
+from matplotlib.figure import Figure
 
 from lib.demo import Demo
 from lib.judge import Ballot
@@ -16,14 +20,41 @@ from lib.pairs import HandRanking
 from lib.talk import Clock, bar_html
 
 
-def sliders(show: Callable[..., Any], **ranges: tuple[float, float]) -> Any:
-    """数の引数をつまみにして、動かすたびに `show` の表を描き直す。
+def _control(name: str, limits: Any, start: Any) -> Any:
+    """引数一つの部品。範囲ならつまみ、列なら選ぶ欄、文なら書く欄（その文は、空のときの薄い字）。"""
+    import ipywidgets
+
+    look = {"description": name, "style": {"description_width": "7em"}, "layout": {"width": "min(42em, 95%)"}}
+    if isinstance(limits, str):
+        return ipywidgets.Text(start, placeholder=limits, **look)
+    if isinstance(limits, list):
+        return ipywidgets.Dropdown(options=limits, value=start, **look)
+    low, high = limits
+    if isinstance(low, int) and isinstance(high, int):
+        return ipywidgets.IntSlider(start, min=low, max=high, **look)
+    if low > 0 and high / low > 100:  # 学習率のように桁で動く値
+        ends = {"min": math.log10(low), "max": math.log10(high)}
+        return ipywidgets.FloatLogSlider(start, **ends, step=0.05, readout_format=".1e", **look)
+    return ipywidgets.FloatSlider(start, min=low, max=high, step=(high - low) / 100, **look)
+
+
+def _markup(shown: Any) -> str:
+    """表や図を HTML にする。"""
+    if not isinstance(shown, Figure):
+        return str(shown._repr_html_())
+    picture = io.BytesIO()
+    shown.savefig(picture, format="png", bbox_inches="tight")
+    return f'<img alt="図" src="data:image/png;base64,{base64.b64encode(picture.getvalue()).decode()}">'
+
+
+def sliders(show: Callable[..., Any], **controls: Any) -> Any:
+    """引数を部品（つまみ、選ぶ欄、書く欄）にして、動かすたびに `show` の表や図を描き直す。
 
     結果は HTML の部品に入れる。Output の部品は、画面の無い papermill を止めることがあるので使わない。
 
     Args:
-        show: 表（`_repr_html_` を持つもの）を返す関数。初めの値は、引数の既定値。
-        ranges: 引数の名前 → (最小, 最大)。
+        show: 表（`_repr_html_` を持つもの）か図を返す関数。初めの値は、引数の既定値。
+        controls: 引数の名前 → (最小, 最大)、選ぶものの列、または書く欄の薄い字。
 
     Returns:
         部品。画面の無い実行（`make run`）では None。
@@ -32,19 +63,17 @@ def sliders(show: Callable[..., Any], **ranges: tuple[float, float]) -> Any:
         return None
     import ipywidgets
 
-    start = {name: inspect.signature(show).parameters[name].default for name in ranges}
-    controls = {
-        name: ipywidgets.FloatSlider(start[name], min=low, max=high, step=(high - low) / 20, description=name)
-        for name, (low, high) in ranges.items()
-    }
-    page = ipywidgets.HTML(show()._repr_html_())
+    start = inspect.signature(show).parameters
+    parts = {name: _control(name, limits, start[name].default) for name, limits in controls.items()}
+    page = ipywidgets.HTML(_markup(show()))
+    page.add_class("jp-RenderedHTMLCommon")  # JupyterLab の表の見た目
 
     def redraw(_: Any) -> None:
-        page.value = show(**{name: control.value for name, control in controls.items()})._repr_html_()
+        page.value = _markup(show(**{name: part.value for name, part in parts.items()}))
 
-    for control in controls.values():
-        control.observe(redraw, names="value")
-    return ipywidgets.VBox([*controls.values(), page])
+    for part in parts.values():
+        part.observe(redraw, names="value")
+    return ipywidgets.VBox([*parts.values(), page])
 
 
 def blind_vote(ballot: Ballot) -> Any:

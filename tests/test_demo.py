@@ -1,10 +1,13 @@
 """実演の予算: 間に合わないと分かれば録画に替わり、録画にはいつも「録画」と書く。下見と、発表者のバーも。"""
 
+import asyncio
 import json
+import time
 import urllib.error
 from types import SimpleNamespace
 
 import pytest
+from jupyter_client.manager import start_new_kernel
 
 from lib import demo as demo_module
 from lib import venue
@@ -14,7 +17,7 @@ from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.talk import RECORDING, Clock, load_plan
 from lib.widgets import presenter_bar
-from lib.workspace import open_run, read_json
+from lib.workspace import REPOSITORY, open_run, read_json
 
 ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
 
@@ -96,6 +99,74 @@ def test_one_click_switches_and_the_first_reason_stays():
     demo.switch("別の理由")
     assert demo.reason == "発表者が切り替えた" and step(demo, 1)
     assert demo.attempt(lambda: pytest.fail("計算しない")) is None
+
+
+@pytest.mark.parametrize("how", ["click", "interrupt"])
+def test_a_click_and_an_interrupt_stop_the_demo_while_it_computes(how):
+    """学習が計算している間も、待っているセルの側で押した知らせが届き、次の歩で止まる。"""
+    demo, steps = Demo(40), []
+
+    def train():
+        for number in range(1, 400):
+            time.sleep(0.01)
+            steps.append(number)
+            if step(demo, number, total=400):
+                return "途中"
+        return "最後まで"
+
+    async def cell():
+        waiting = asyncio.ensure_future(demo.live(train))
+        while len(steps) < 3:
+            await asyncio.sleep(0.01)
+        demo.switch() if how == "click" else waiting.cancel()
+        return await waiting
+
+    assert asyncio.run(cell()) is None and 3 <= len(steps) < 100
+    assert demo.reason == ("発表者が切り替えた" if how == "click" else "発表者が止めた")
+
+
+WAITING = """
+import time
+from lib.demo import Demo
+demo = Demo(100)
+
+def train():
+    print("始めた", flush=True)
+    for _ in range(300):
+        time.sleep(0.1)
+        if demo.reason:
+            break
+
+await demo.live(train)
+print(demo.reason)
+"""
+
+
+def test_a_real_kernel_notices_the_interrupt_at_once():
+    """本物のカーネルで、待っているだけのセルを中断（■）すると、計算の終わりを待たずに録画に替わる。"""
+    manager, client = start_new_kernel(cwd=str(REPOSITORY), startup_timeout=120)
+    try:
+        asked, said, pressed = client.execute(WAITING), "", 0.0
+        while True:
+            message = client.get_iopub_msg(timeout=200)
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            assert message["msg_type"] != "error", message["content"]
+            said += message["content"].get("text", "")
+            if "始めた" in said and not pressed:
+                pressed = time.monotonic()
+                manager.interrupt_kernel()
+            if message["content"].get("execution_state") == "idle":
+                break
+        assert "発表者が止めた" in said and time.monotonic() - pressed < 20
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_demo_that_is_left_alone_gives_its_result():
+    demo = Demo(40)
+    assert asyncio.run(demo.live(lambda: ["16日です。"])) == ["16日です。"] and not demo.reason
 
 
 def test_without_a_recording_the_remedy_is_named(tmp_path):
