@@ -148,10 +148,16 @@ def watched(trainer: Any) -> Finding:
 
 
 def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:
-    """11. 試験の質問と同じ、またはほぼ同じものが、学習に無いか。"""
+    """11. 試験の質問が学習に無いか。
+
+    記号と空白を除いて同じなら止める。ほぼ同じだけなら知らせる（「鉛筆はいくら」と「風船はいくら」は、別の事実かもしれない）。
+    """
     found = find_leaks(train, exam)
+    same = any(likeness == 1 for *_, likeness in found)
     example = f"（例「{found[0][0][:30]}」）" if found else ""
-    return judge("試験の漏れ", f"{len(found)} / {len(exam)} 問{example}", found, "その質問を学習から除いてください")
+    remedy = "その質問を学習から除いてください" if same else "同じ事実への質問なら、学習から除いてください"
+    said = f"{'同じもの・' if same else ''}ほぼ同じもの {len(found)} / {len(exam)} 問{example}"
+    return judge("試験の漏れ", said, found, remedy, "fatal" if same else "warning")
 
 
 def precision(model: Any) -> Finding:
