@@ -93,7 +93,7 @@ def test_what_holds_on_any_budget(finished):
     assert metrics["04_lora_sft"]["loss_difference"] < 1e-5
     assert metrics["05_preference"]["dpo_loss_difference"] < 1e-4
     assert abs(metrics["05_preference"]["dpo_first_loss"] - 0.6931) < 0.01
-    assert metrics["06_merge_to_gguf"]["merge_logit_difference"] < 1e-5
+    assert metrics["06_merge_to_gguf"]["merge_logit_difference"] < 1e-4
     assert metrics["06_merge_to_gguf"]["merge_probability_difference"] < 1e-5
     assert metrics["06_merge_to_gguf"]["template_ids_equal"] == 1.0
     assert metrics["06_merge_to_gguf"]["modelfile_ids_equal"] == 1.0
