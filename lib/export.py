@@ -209,14 +209,17 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, kind: str) -> None:
 
 
 def open_gguf(path: Path) -> GGUFReader:
-    """GGUF を読む。
+    """GGUF を読む。付帯情報は全部読んでみる（壊れた値は、使うときになって初めて分かる）。
 
     Raises:
         WorkshopError: 無い、または GGUF として壊れているとき。
     """
     try:
-        return GGUFReader(path)
-    except (OSError, ValueError, IndexError, KeyError) as error:
+        reader = GGUFReader(path)
+        for field in reader.fields.values():
+            field.contents()
+        return reader
+    except (OSError, ValueError, IndexError, KeyError, TypeError) as error:
         raise WorkshopError(
             f"GGUF として読めません: {str(error)[:120]}", "06 のノートブックを実行し直してください", path
         ) from None

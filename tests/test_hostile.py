@@ -188,6 +188,13 @@ def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
         assert len(str(error)) < 600
 
 
+def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
+    with pytest.raises(WorkshopError, match="GGUF として読めません"):
+        gguf_facts(path)
+
+
 class Tags(HTMLParser):
     """出てきたタグと、外を指す属性を集める。"""
 
