@@ -63,7 +63,7 @@ class Profile:
         answer_batch, answer_tokens: まとめて答えさせる問数と、1 問の最大トークン数。
         quantizations: 06 で作る GGUF の種類。
         experiments: 付録の実験を計算するか（しないときは録画を見せる）。
-        expected_seconds: 01〜08 の実測の秒数（1 コア）。測っていなければ空。
+        expected_seconds: 01〜08 の実測の秒数（2 コア）。測っていなければ空。
     """
 
     name: str
