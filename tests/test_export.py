@@ -35,12 +35,17 @@ def test_a_width_of_256_keeps_the_k_types():
 
 
 def test_computed_sizes_match_real_files():
-    # SmolLM2-135M は手元で作った実物（MB）。Qwen3-8B は公開されている一覧表（GB）
+    # SmolLM2-135M は手元で作った実物（MB）。ほかは、公開されている一覧（GB）
     for kind, size in {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}.items():
         assert SMOLLM2.megabytes(kind, 36) == pytest.approx(size, rel=0.005)
-    qwen = Shape(4096, 12288, 36, 32, 8, 128, 151936, False)
-    for kind, size in {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73}.items():
-        assert qwen.megabytes(kind, 36) / 1000 == pytest.approx(size, rel=0.005)
+    published = {
+        Shape(4096, 12288, 36, 32, 8, 128, 151936, False): {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73},
+        Shape(2048, 11008, 36, 16, 2, 128, 151936, True): {"F16": 6.18, "Q8_0": 3.29, "Q4_K_M": 1.93, "Q2_K": 1.27},
+        Shape(896, 4864, 24, 14, 2, 64, 151936, True): {"Q8_0": 0.531, "Q4_K_M": 0.398, "Q2_K": 0.339},
+    }
+    for shape, sizes in published.items():
+        for kind, size in sizes.items():
+            assert shape.megabytes(kind, 36) / 1000 == pytest.approx(size, rel=0.005)
 
 
 def test_a_poisoned_gguf_is_one_sentence(tmp_path):
