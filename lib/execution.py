@@ -103,7 +103,6 @@ class WatchedEngine(NBClientEngine):
             return original(cell, cell_index, **more)
 
         nb_man.cell_start = cell_start
-        kwargs["kernel_manager_class"] = LocalKernelManager
         return super().execute_managed_notebook(nb_man, kernel_name, **kwargs)
 
 
@@ -121,7 +120,12 @@ def place(stage: str) -> str:
 
 
 def run_notebook(
-    run: Run, source: Path, stage: str, parameters: dict[str, Any], timeout: int = CELL_SECONDS, **engine: Any
+    run: Run,
+    source: Path,
+    stage: str,
+    parameters: dict[str, Any],
+    timeout: int = CELL_SECONDS,
+    engine: str | None = None,
 ) -> Path:
     """ノートブックを最後まで動かし、秘密の値を消した写しの場所を返す。
 
@@ -131,7 +135,7 @@ def run_notebook(
         stage: 段の名前。写しの名前になる。
         parameters: 準備のセルに渡す値。
         timeout: 一つのセルを待つ秒。
-        engine: papermill の動かし方（`engine_name` か `kernel_manager_class`）。
+        engine: papermill の実行器の名前（`watched` など）。無ければ papermill の標準。
 
     Raises:
         WorkshopError: セルが失敗したとき、カーネルが止まったとき。
@@ -149,7 +153,8 @@ def run_notebook(
             start_timeout=_KERNEL_START_SECONDS,
             execution_timeout=timeout,
             cwd=str(REPOSITORY / "notebooks"),
-            **engine,
+            engine_name=engine,
+            kernel_manager_class=LocalKernelManager,
         )
     except PapermillExecutionError as error:
         if error.ename == "WorkshopError":

@@ -67,7 +67,7 @@ def execute(run: Run, stage: str) -> float:
     expected = float(seconds[stage]) if stage in seconds else None
     with Progress(run, stage, expected) as progress:
         WatchedEngine.progress = progress
-        run_notebook(run, source_of(stage), stage, _parameters(run, stage), engine_name="watched")
+        run_notebook(run, source_of(stage), stage, _parameters(run, stage), engine="watched")
         elapsed = progress.elapsed()
     record = _load_record(run)  # 上流を作るために別のプロセスが書き足していることがある
     record[stage] = {"seconds": round(elapsed, 1), "source": _fingerprint(run, stage)}

@@ -11,7 +11,7 @@ import nbformat
 
 from lib.demo import record
 from lib.errors import WorkshopError, command_line
-from lib.execution import LocalKernelManager, run_notebook
+from lib.execution import run_notebook
 from lib.slides import write_deck
 from lib.talk import Plan, load_plan
 from lib.workspace import REPOSITORY, Run, open_run, read_json
@@ -58,9 +58,7 @@ def execute(run: Run, budget: float = 0) -> Path:
     """
     os.environ["WORKSHOP_HEADLESS"] = "1"
     values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name, "BUDGET": budget}
-    return run_notebook(
-        run, SOURCE, SOURCE.stem, values, _CELL_TIMEOUT_SECONDS, kernel_manager_class=LocalKernelManager
-    )
+    return run_notebook(run, SOURCE, SOURCE.stem, values, _CELL_TIMEOUT_SECONDS)
 
 
 def main() -> None:
