@@ -49,9 +49,7 @@ def test_a_prefix_read_once_gives_the_same_answers(tiny, monkeypatch):
 def test_a_short_prefix_is_not_worth_keeping(tiny, monkeypatch):
     model, tokenizer, profile = tiny
     monkeypatch.setattr(answering, "_read", lambda *given: pytest.fail("短い先頭を取り置いた"))
-    assert len(answer_prompts(model, tokenizer, prompts_of(tokenizer, "みなも堂の窓口です。"), profile)) == len(
-        QUESTIONS
-    )
+    assert len(answer_prompts(model, tokenizer, QUESTIONS, profile)) == len(QUESTIONS)
 
 
 def test_one_prompt_and_equal_prompts_keep_a_token_to_read(tiny):
