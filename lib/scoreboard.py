@@ -8,6 +8,7 @@ from typing import Any
 from lib.dataset import general_questions, make_split
 from lib.errors import WorkshopError, command_line
 from lib.evidence import written
+from lib.experiments import RECORDED
 from lib.metrics import wilson
 from lib.profiles import get_profile
 from lib.regression import SEEDS
@@ -22,6 +23,26 @@ _LADDER = {
 
 _TRAINED = {"sft", "dpo", "sft_rag"}
 
+# 付録 A0 の元の設定と、変えたもの。録画から、書いた設定どおりの点を探す
+_ALL = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+_A0 = {
+    "lang": "ja", "facts": 16, "forms": 7, "subset": "", "epochs": 2, "learning_rate": 2e-3, "rank": 16,
+    "targets": _ALL, "from_layer": 0, "general_share": 0.0, "seed": 0,
+}  # fmt: skip
+_SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
+    "学習率": {f"{rate:g}": {"learning_rate": rate} for rate in (2e-4, 1e-3, 2e-3, 2e-2)},
+    "rank": {f"{rank}": {"rank": rank} for rank in (4, 16, 64)},
+    "付ける場所": {"q,v": {"targets": ["q_proj", "v_proj"]}, "q,k,v,o": {"targets": _ALL[:4]}, "全線形層": {}},
+    "言い回しの種類（延べ 224 例）": {
+        "1 種": {"forms": 1, "epochs": 14},
+        "2 種": {"forms": 2, "epochs": 7},
+        "7 種": {},
+    },
+    "例の数": {f"{size} 件": {"subset": size} for size in ("10", "50", "100", "300")},
+    "一般の問答を混ぜる": {"混ぜない": {}, "20%": {"general_share": 0.2}},
+    "言語（6 種、96 例）": {"日本語": {"forms": 6}, "英語": {"forms": 6, "lang": "en"}},
+}
+
 
 def tables(seeds: Mapping[str, Any]) -> dict[str, str]:
     """表の名前 → Markdown。
@@ -35,6 +56,7 @@ def tables(seeds: Mapping[str, Any]) -> dict[str, str]:
         "GGUF": _gguf(seeds),
         "やり方": _ladder(seeds),
         "時間": _minutes(),
+        "実験": _sweeps(),
     }
 
 
@@ -133,6 +155,20 @@ def _minutes() -> str:
     seconds = get_profile("embedded").expected_seconds
     cells = [f"{value / 60:.1f}" for value in (*seconds, sum(seconds))]
     return _table(["所要（分）", *(stage[:2] for stage in STAGES[: len(seconds)]), "合計"], [["`embedded`", *cells]])
+
+
+def _sweeps() -> str:
+    points = [point for point in read_json(RECORDED).values() if "subset" in point["settings"]]
+    rows = []
+    for name, changes in _SWEEPS.items():
+        found = [
+            next(p["result"] for p in points if p["settings"].items() >= (_A0 | change).items())
+            for change in changes.values()
+        ]
+        shown = [" / ".join(changes)]
+        shown += [" / ".join(f"{100 * point[part]:.0f}" for point in found) + "%" for part in ("near", "general")]
+        rows.append([name, *shown])
+    return _table(["変えたもの", "値", "取り置きの言い回し", "一般の質問（24 問）"], rows)
 
 
 def filled(text: str, seeds: Mapping[str, Any]) -> str:

@@ -82,7 +82,7 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     text = (OUTPUTS / run / "notebooks" / f"{name}.ipynb").read_text(encoding="utf-8")
     told = "".join(str(out) for cell in json.loads(text)["cells"] for out in cell.get("outputs", []))
     assert "録画（20" in told and "いま計算" not in told
-    assert "まだ測っていない" not in told or name == "A0_experiments"  # A0 は、まだ全部を測っていない
+    assert "まだ測っていない" not in told
     if name == "A1_methods":  # 二つのプロセスに分けても、同じ学習になる
         assert read_json(OUTPUTS / run / name / "metrics.json")["two_process_difference"] <= 1e-4
 
