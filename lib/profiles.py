@@ -120,8 +120,8 @@ _GPU = Profile(
 PROFILES = {
     profile.name: profile
     for profile in (
-        # 2 コアで通した実測の秒（種 0）。08 だけは 1 コアでの値。派生のプロファイルには引き継がない
-        replace(_EMBEDDED, expected_seconds=(32, 20, 85, 390, 760, 336, 30, 456)),
+        # 2 コアで通した実測の秒（種 0、`make run`、2026-11-22）。派生のプロファイルには引き継がない
+        replace(_EMBEDDED, expected_seconds=(33, 18, 72, 398, 678, 237, 22, 250)),
         replace(_EMBEDDED, name="full", why="付録の実験を、録画でなくその場で計算する", experiments=True),
         replace(
             _EMBEDDED,
