@@ -4,6 +4,7 @@
 """
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -128,7 +129,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     Args:
         folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
         profile: 機器・精度・ベースモデルを決めるプロファイル。
-        trainable: アダプタを続けて学習するとき True。
+        trainable: 学習に使うとき True。`profile.four_bit` なら、このときだけベースを 4 bit に縮める（QLoRA）。
         merge: アダプタをベースに足し込んで返すとき True。配る形（06）と同じ重みで答えさせるため
             （差は丸めの分だけ。06 が毎回測る）。
 
@@ -146,6 +147,10 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
         raise WorkshopError(
             f"この機械には {profile.device} がありません", "PROFILE を embedded に替えてください", profile.name
         )
+    four_bit = profile.four_bit and trainable
+    small: dict[str, Any] = (
+        {"quantization_config": nf4_config(profile), "device_map": {"": profile.device}} if four_bit else {}
+    )
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
@@ -159,7 +164,9 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             trust_remote_code=False,
             use_safetensors=True,
             local_files_only=True,
-        ).to(profile.device)
+            **small,
+        )
+        model = model if four_bit else model.to(profile.device)
         if is_adapter:
             from peft import PeftModel
 
@@ -174,6 +181,25 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             folder,
         ) from None
     return model.train(trainable)
+
+
+def nf4_config(profile: Profile) -> Any:
+    """QLoRA の土台の縮め方（Dettmers ら 2023, arXiv:2305.14314）。
+
+    Raises:
+        WorkshopError: bitsandbytes が入っていないとき。
+    """
+    import torch
+    from transformers import BitsAndBytesConfig
+
+    if find_spec("bitsandbytes") is None:
+        raise WorkshopError("QLoRA に要る bitsandbytes がありません", "pip install 'bitsandbytes<0.51' を実行してください")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",  # 正規分布に合わせた 16 段
+        bnb_4bit_use_double_quant=True,  # 目盛り自体も 8 bit に縮める
+        bnb_4bit_compute_dtype=getattr(torch, profile.dtype),
+    )
 
 
 def _check_adapter(folder: Path, base: Path) -> None:

@@ -63,6 +63,7 @@ class Profile:
         answer_batch, answer_tokens: まとめて答えさせる問数と、1 問の最大トークン数。
         quantizations: 06 で作る GGUF の種類。
         experiments: 付録の実験を計算するか（しないときは録画を見せる）。
+        four_bit: 土台を NF4（4 bit）に縮めて置いて学習するか（QLoRA）。答えさせるときとマージは、縮めない土台で行う。
         expected_seconds: 01〜08 の実測の秒数（2 コア）。測っていなければ空。
     """
 
@@ -92,6 +93,7 @@ class Profile:
     answer_tokens: int = 48  # 正解は最長 24 字 ≒ 43 トークン。EOS の分を足した
     quantizations: tuple[str, ...] = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
     experiments: bool = False  # 付録の実験は 1〜2 時間掛かるので、ふだんは録画を見せる
+    four_bit: bool = False  # 135M では重みより途中の計算のほうが大きく、縮めても得が無い（A1）
     expected_seconds: tuple[int, ...] = ()
 
 
@@ -168,6 +170,17 @@ PROFILES = {
             why="Colab の T4。bf16 が無いので fp32 で読み、0.6B に抑える",
             dtype="float32",  # T4 に bf16 は無く、fp16 で学習パラメータを持つと勾配が溢れる
             answer_batch=32,
+        ),
+        replace(
+            _GPU,
+            name="colab-qlora",
+            model="llm-jp-3.1-1.8b",
+            why="Colab の T4 で 1.8B（QLoRA）。fp32 で 7.5 GB の土台を、学習の間は 4 bit に縮めて置く",
+            dtype="float32",  # T4 に bf16 は無い。4 bit の重みも、計算は fp32 に戻して行う
+            four_bit=True,
+            sft_batch=4,  # 1.8B の途中の計算を 16 GB に収める見込み（この機種では未測定）
+            sft_learning_rate=2e-4,
+            answer_batch=16,
         ),
         replace(
             _GPU,

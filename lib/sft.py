@@ -32,3 +32,10 @@ class AnswerOnlyTrainer(SFTTrainer):
         else:  # 何台かに分けたときは台数で平均されるので、先に掛けておく
             loss = loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
+
+
+def keep_float32(model: Any) -> None:
+    """学習する差分を fp32 に戻す。TRL は QLoRA の差分を bf16 に丸めるが、T4 は bf16 で計算できない。"""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()

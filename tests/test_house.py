@@ -38,9 +38,10 @@ def test_lib_is_thin():
     # 発表（台本と時計 180 行、録画を読む想定問答 120 行、実演の予算 140 行、図 140 行、スライド 150 行、
     # 練習の答え合わせ（130 行）、一冊だけを開く人の用意とバッジ（110 行）、触って試す部品の中身と見せ方（150 行）、
     # mps と CPU の比較（40 行）、付録（設定ごとの結果の置き場、横棒の図、メモリの測り方、160 行）で 9,750 行に広げた。
+    # 付録 A0 の表（35 行）と QLoRA のプロファイル（45 行）で 9,800 行に広げた。
     # 学習の引数は今も lib に無い。次に広げるときは、ここに理由を足す。
     sizes = {path.name: len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
-    assert sum(sizes.values()) < 9750 and max(sizes.values()) < 300, sizes
+    assert sum(sizes.values()) < 9800 and max(sizes.values()) < 300, sizes
 
 
 def test_imports_have_no_cycle():
