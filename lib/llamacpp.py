@@ -131,6 +131,8 @@ def serve(gguf: Path, num_ctx: int = 2048, hidden: bool = False) -> Iterator[Cha
     params.warmup = False
     params.hostnames = ["127.0.0.1"]
     params.port = 0
+    # 既定では、ブラウザで開いたどの頁からも返事を読めてしまう（CORS）。このサーバ自身の番地だけに絞る。
+    params.cors_origins, params.cors_origins_explicit, params.cors_credentials = "http://127.0.0.1", True, False
     params.verbosity = 0
     if hidden:
         params.embedding = True

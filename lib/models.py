@@ -193,7 +193,9 @@ def nf4_config(profile: Profile) -> Any:
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise WorkshopError("QLoRA に要る bitsandbytes がありません", "pip install 'bitsandbytes<0.51' を実行してください")
+        raise WorkshopError(
+            "QLoRA に要る bitsandbytes がありません", "pip install 'bitsandbytes<0.51' を実行してください"
+        )
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",  # 正規分布に合わせた 16 段

@@ -245,6 +245,20 @@ MUTATIONS = [
         'str(row.get(key, ""))',
         "test_hostile.py -k html",
     ),
+    (
+        "llama.cpp: よその頁にも答えを読ませる",
+        "lib/llamacpp.py",
+        '"http://127.0.0.1", True, False',
+        '"*", True, True',
+        "test_llamacpp.py -k no_other_page",
+    ),
+    (
+        "QLoRA: 答えさせるときも 4 bit のまま",
+        "lib/models.py",
+        "four_bit = profile.four_bit and trainable",
+        "four_bit = profile.four_bit",
+        "test_qlora.py -k only_training",
+    ),
 ]
 
 

@@ -42,6 +42,18 @@ def test_fifty_starts_leave_no_process_port_or_thread(tiny_gguf):
     assert me.num_threads() <= threads + 2 and me.num_fds() <= files + 2
 
 
+def test_no_other_page_may_read_the_answers(tiny_gguf):
+    with serve(tiny_gguf) as chat:
+        for method, path in (("GET", "/v1/models"), ("OPTIONS", "/v1/chat/completions")):
+            request = urllib.request.Request(
+                chat.address + path, headers={"Origin": "https://evil.example"}, method=method
+            )
+            with urllib.request.urlopen(request, timeout=5) as response:
+                allowed = response.headers.get("Access-Control-Allow-Origin")
+                assert allowed not in ("*", "https://evil.example", "null"), allowed
+                assert response.headers.get("Access-Control-Allow-Credentials") != "true"
+
+
 def test_an_error_inside_also_stops_the_server(tiny_gguf):
     with pytest.raises(ZeroDivisionError), serve(tiny_gguf) as chat:
         raise ZeroDivisionError
