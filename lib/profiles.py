@@ -73,7 +73,7 @@ class Profile:
     sources: tuple[str, ...] = ("local", "hub", "wheel")
     device: str = "cpu"
     dtype: str = "float32"
-    train_facts: int = 16  # × 7 言い回し = 112 例。2 コアで 3 分に収まる量
+    train_facts: int = 16  # × 7 言い回し = 112 例。学習は 2 コアで 5〜6 分
     train_forms: int = 7  # 用意した学習用の型の全部
     heldout_facts: int = 12  # × 2 言い回し = 24 問。偶然の正答 1 問で 4 点動く。これより少ないと漏れが見えない
     sft_epochs: int = 5  # 束 4 で 140 歩。near は 3 種の平均 99.0%
@@ -129,7 +129,7 @@ PROFILES = {
             _EMBEDDED,
             name="smoke",
             why="テスト用。動くかだけを見る（学習の効果は主張しない）",
-            train_facts=4,  # 28 例 = 4 歩
+            train_facts=4,  # 28 例 = 7 歩
             heldout_facts=3,
             sft_epochs=1,
             preference_pairs=8,

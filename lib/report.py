@@ -36,7 +36,7 @@ _KEY_METRICS = {
 # 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
 _OWN_METRICS = {
     "04_lora_sft": ("near_accuracy", "学習後の正答率（機械の前置き）", "{:.1%}"),
-    "07_evaluation": ("sft_far_accuracy", "人が書いた別の尋ね方の正答率", "{:.1%}"),
+    "07_evaluation": ("sft_far_accuracy", "表に書かれた別の尋ね方の正答率", "{:.1%}"),
 }
 
 STYLE = """

@@ -33,14 +33,14 @@ _SWEEPS: dict[str, dict[str, dict[str, Any]]] = {
     "学習率": {f"{rate:g}": {"learning_rate": rate} for rate in (2e-4, 1e-3, 2e-3, 2e-2)},
     "rank": {f"{rank}": {"rank": rank} for rank in (4, 16, 64)},
     "付ける場所": {"q,v": {"targets": ["q_proj", "v_proj"]}, "q,k,v,o": {"targets": _ALL[:4]}, "全線形層": {}},
-    "言い回しの種類（延べ 224 例）": {
-        "1 種": {"forms": 1, "epochs": 14},
-        "2 種": {"forms": 2, "epochs": 7},
-        "7 種": {},
+    "言い回し（延べ 224 例）": {
+        "1 通り": {"forms": 1, "epochs": 14},
+        "2 通り": {"forms": 2, "epochs": 7},
+        "7 通り": {},
     },
     "例の数": {f"{size} 件": {"subset": size} for size in ("10", "50", "100", "300")},
     "一般の問答を混ぜる": {"混ぜない": {}, "20%": {"general_share": 0.2}},
-    "言語（6 種、96 例）": {"日本語": {"forms": 6}, "英語": {"forms": 6, "lang": "en"}},
+    "言語（6 通り、96 例）": {"日本語": {"forms": 6}, "英語": {"forms": 6, "lang": "en"}},
 }
 
 
