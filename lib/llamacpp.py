@@ -29,8 +29,10 @@ _MEASURED_PROMPT, _MEASURED_ANSWER = 256, 32  # 速さを測る、読む量と�
 
 
 def _threads() -> int:
-    """このプロセスが使ってよいコアの数（コンテナや taskset の制限を守る。超えると桁違いに遅くなる）。"""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """このプロセスが使ってよいコアの数。コンテナ・taskset・OMP_NUM_THREADS の制限を守る（超えると桁違いに遅い）。"""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
 
 
 @dataclass(frozen=True)
