@@ -156,11 +156,17 @@ def serve(gguf: Path, num_ctx: int = 2048, hidden: bool = False) -> Iterator[Cha
 
 
 def _wait_until_ready(chat: Chat, seconds: float = 60) -> None:
+    """用意ができ、仕事の列が回り始めるまで待つ。
+
+    `/health` は列が回る少し前から答え、その間に止めると、止める側が永遠に待つ。`/slots` は列を通って答える。
+    """
     deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            with urllib.request.urlopen(chat.address + "/health", timeout=5):
-                return
+            for path in ("/health", "/slots"):
+                with urllib.request.urlopen(chat.address + path, timeout=left):
+                    pass
+            return
         except (urllib.error.URLError, TimeoutError):
             time.sleep(0.1)
     raise WorkshopError(
