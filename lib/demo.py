@@ -18,7 +18,7 @@ from lib.plots import GREEN, RED
 from lib.talk import RECORDING
 from lib.workspace import Run, read_json, versions, write_json
 
-_STEPS_TO_JUDGE = 3  # 最初の歩は用意が混じって遅いので、これだけ進んでから見込みを立てる
+_STEPS_TO_JUDGE = 3  # 最初の歩は用意が混じって遅い。その後の歩の速さで見込みを立てるので、これだけ待つ
 
 
 class Demo(TrainerCallback):
@@ -36,6 +36,7 @@ class Demo(TrainerCallback):
         self.seconds, self.answering, self.reason = seconds, answering, ""
         self._start: float | None = None
         self._taken = 0.0
+        self._first = 0.0  # 最初の歩が終わるまでの秒
 
     def elapsed(self) -> float:
         """実演を始めてからの秒。"""
@@ -80,8 +81,11 @@ class Demo(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """予算に収まりそうにないか、発表者が切り替えたら、学習を止める。"""
-        total = self.elapsed() / state.global_step * state.max_steps + self.answering
-        if self.elapsed() > self.seconds or (state.global_step >= _STEPS_TO_JUDGE and total > self.seconds):
+        done, elapsed = state.global_step, self.elapsed()
+        self._first = self._first or elapsed
+        pace = (elapsed - self._first) / (done - 1) if done > 1 else elapsed
+        total = elapsed + pace * (state.max_steps - done) + self.answering
+        if elapsed > self.seconds or (done >= _STEPS_TO_JUDGE and total > self.seconds):
             self.switch(f"見込み {total:.0f} 秒が、予算の {self.seconds:g} 秒を超えた")
         if self.reason:
             control.should_training_stop = True

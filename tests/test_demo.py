@@ -73,6 +73,18 @@ def test_a_demo_that_cannot_finish_stops_early_and_says_recorded(clock):
     assert "見込み 52 秒" in result["reason"] and result["rows"] == recorded["rows"]
 
 
+def test_one_slow_first_step_does_not_end_the_demo(clock):
+    demo = Demo(40, answering=2)
+
+    def train():
+        for number, seconds in enumerate((12, 2, 2), start=1):  # 12 + 9 × 2 + 2 = 32 秒。平均の速さでは 55 秒になる
+            clock[0] += seconds
+            assert not step(demo, number)
+
+    demo.attempt(train)
+    assert not demo.reason
+
+
 @pytest.mark.parametrize(
     ("error", "reason"), [(KeyboardInterrupt(), "発表者が止めた"), (MemoryError("足りない"), "MemoryError: 足りない")]
 )
