@@ -5,6 +5,7 @@
 依存は一方向: notebooks → plots → 各段の部品 → models / profiles / workspace → errors。
 """
 
+import logging
 import os
 import warnings
 
@@ -18,3 +19,5 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 # PEFT が呼ぶ transformers の旧名への警告。利用者にできることは無い。
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
+# bitsandbytes は、速い NF4 の計算をハブから取れないと知らせる。遅いだけで値は同じで、教材の CPU の学習は NF4 を使わない。
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)

@@ -138,7 +138,6 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     """
     import torch
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
@@ -147,26 +146,13 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
         raise WorkshopError(
             f"この機械には {profile.device} がありません", "PROFILE を embedded に替えてください", profile.name
         )
-    four_bit = profile.four_bit and trainable
-    small: dict[str, Any] = (
-        {"quantization_config": nf4_config(profile), "device_map": {"": profile.device}} if four_bit else {}
-    )
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
     if is_adapter:
         _check_adapter(folder, base)
-    loader: Any = AutoModelForCausalLM
     try:
-        model = loader.from_pretrained(
-            base,
-            dtype=getattr(torch, profile.dtype),
-            trust_remote_code=False,
-            use_safetensors=True,
-            local_files_only=True,
-            **small,
-        )
-        model = model if four_bit else model.to(profile.device)
+        model = _load_base(base, profile, four_bit=profile.four_bit and trainable)
         if is_adapter:
             from peft import PeftModel
 
@@ -181,6 +167,22 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             folder,
         ) from None
     return model.train(trainable)
+
+
+def _load_base(folder: Path, profile: Profile, four_bit: bool) -> Any:
+    """ベースを読み、機器に置く。4 bit なら、縮めながら置く（縮めた後では移せない）。"""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    loader: Any = AutoModelForCausalLM
+    safely = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    dtype = getattr(torch, profile.dtype)
+    if four_bit:
+        small = nf4_config(profile)
+        return loader.from_pretrained(
+            folder, dtype=dtype, quantization_config=small, device_map={"": profile.device}, **safely
+        )
+    return loader.from_pretrained(folder, dtype=dtype, **safely).to(profile.device)
 
 
 def nf4_config(profile: Profile) -> Any:

@@ -144,7 +144,7 @@ PROFILES = {
             train_facts=2,
             train_forms=5,  # 2 事実 × 5 = 10 例
             heldout_facts=4,
-            sft_epochs=5,  # 10 歩。試走では種 0・1・2 とも、別の文型の 4 問に全問正答。6 周は、遅い時の機械で 40 秒を超えた
+            sft_epochs=5,  # 10 歩。種 0・1・2 とも、別の文型の 4 問に全問正答。6 周は、機械が遅い時に 40 秒を超えた
             sft_batch=5,
             sft_learning_rate=3e-3,  # 歩数が少ないぶん、少し高く
             lora_from_layer=10,  # 下の 10 層を外すと 1 歩が 1 割ほど速い。実演の 7 問の正誤は変わらなかった

@@ -26,17 +26,19 @@ from datasets import Dataset
 from gguf import GGUFWriter
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from lib.dataset import make_split, read_examples, write_examples
-from lib.exam import save_rows
+from lib.exam import PARTS, save_rows
 from lib.export import quantize
 from lib.metrics import score_rows
 from lib.models import load_model, load_tokenizer, resolve
 from lib.monitor import LossMonitor, resume_point
 from lib.ollama import modelfile
+from lib.preference import PairTrainer
 from lib.profiles import get_profile
 from lib.sft import AnswerOnlyTrainer
+from lib.summary import write_report
 from lib.workspace import Run, open_run, write_json, write_text
 
 PROFILE = replace(get_profile("smoke"), sources=("local",))
@@ -84,10 +86,35 @@ def make_adapter(run):
     with run.making(stage / "adapter") as target:
         trainer.model.save_pretrained(target)
         tokenizer.save_pretrained(target)
-    losses = [row["loss"] for row in monitor.history if "loss" in row]
-    write_json(stage / "training_results.json", {"losses": [round(loss, 3) for loss in losses]})
+    history = [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
+    write_json(stage / "training_results.json", {"history": history, "seconds": 0})
     shutil.rmtree(config.output_dir)
-    run.finish("04_lora_sft", {"final_loss": round(losses[-1], 3)})
+    run.finish("04_lora_sft", {"final_loss": history[-1]["loss"]})
+
+
+def make_preference(run):
+    stage, tokenizer = run.stage("05_preference"), load_tokenizer(resolve(PROFILE))
+    train = read_examples(run.folder / "02_dataset" / "train.jsonl")
+    answers = [example.sft_row()["completion"] for example in train]
+    pairs = [
+        {"prompt": example.sft_row()["prompt"], "chosen": good, "rejected": bad}
+        for example, good, bad in zip(train, answers, reversed(answers), strict=True)
+    ]
+    config = DPOConfig(
+        output_dir=str(stage / "dpo_trainer"), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-3,
+        loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], precompute_ref_log_probs=True, save_strategy="no",
+        use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0, activation_checkpointing=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer = PairTrainer(
+        model=load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True), args=config,
+        train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor(run, "DPO"), Slow()],
+    )  # fmt: skip
+    trainer.train()
+    with run.making(stage / "dpo_adapter") as target:
+        trainer.model.save_pretrained(target, selected_adapters=["default"])
+        tokenizer.save_pretrained(target)
+    run.finish("05_preference", {"pair_accuracy": 1.0})
 
 
 def make_gguf(run):
@@ -101,11 +128,31 @@ def make_gguf(run):
     run.finish("06_merge_to_gguf", {"q8_0_mb": 1.0})
 
 
+def make_evaluation(run):
+    near, stage = read_examples(run.folder / "02_dataset" / "near.jsonl"), run.stage("07_evaluation")
+    said = {"base": ["わかりません。"] * len(near), "SFT": [example.answer for example in near]}
+    rows = [row for model, answers in said.items() for part in PARTS for row in score_rows(near, answers, model, part)]
+    save_rows(stage, "comparison_evaluation", rows)
+    write_json(stage / "missing.json", {})
+    write_report(run)
+    run.finish("07_evaluation", {"near_gain": 1.0})
+
+
 STAGES = {
     "02_dataset": make_data,
     "03_baseline": make_baseline,
     "04_lora_sft": make_adapter,
+    "05_preference": make_preference,
     "06_merge_to_gguf": make_gguf,
+    "07_evaluation": make_evaluation,
+}
+OFTEN = {
+    "02_dataset": 3,
+    "03_baseline": 2,
+    "04_lora_sft": 4,
+    "05_preference": 3,
+    "06_merge_to_gguf": 3,
+    "07_evaluation": 2,
 }
 
 
@@ -118,7 +165,7 @@ def artefacts(run, stage):
         if (
             path.is_file()
             and not hidden
-            and inside.parts[0] != "trainer"
+            and inside.parts[0] not in ("trainer", "dpo_trainer")
             and path.name not in ("manifest.json", "README.md")
         ):
             found[str(inside)] = path.read_bytes()
@@ -127,7 +174,9 @@ def artefacts(run, stage):
 
 def same(name, ours, reference):
     """同じ中身か。続きから学習した重みは、丸めの分だけ違ってよい。"""
-    if ours == reference or not name.startswith(("adapter/adapter_model", "merged/model", "model-q8_0")):
+    if ours == reference or not name.startswith(
+        ("adapter/adapter_model", "dpo_adapter/adapter_model", "merged/model", "model-q8_0")
+    ):
         return ours == reference
     if not name.endswith(".safetensors"):
         return len(ours) == len(reference)
@@ -188,7 +237,7 @@ def prepare(root):
     )
     tokenizer.save_pretrained(root / "model")
     os.environ["WORKSHOP_MODEL_DIR"] = str(root / "model")
-    run = Run(open_run("smoke", "reference", outputs=root).folder, PROFILE, 0)
+    run = Run(open_run("smoke", "run", outputs=root / "reference").folder, PROFILE, 0)
     write_f16(run.folder / "f16.gguf")
     seconds = {}
     for stage in STAGES:
@@ -201,7 +250,7 @@ def prepare(root):
 
 def trial(root, reference, stage, way, seconds, dice):
     """一度壊し、もう一度走らせる。問題があれば、その文を返す。無ければ、再開のしかた。"""
-    run = Run(root / "trial", PROFILE, 0)
+    run = Run(root / "trial" / reference.folder.name, PROFILE, 0)  # 名前は報告に入るので、そろえる
     shutil.rmtree(run.folder, ignore_errors=True)
     shutil.copytree(reference.folder, run.folder, ignore=lambda folder, names: {stage} & set(names))
     before = artefacts(reference, stage)
@@ -237,7 +286,7 @@ def main() -> None:
         reference, seconds = prepare(root)
         print("一度の秒:", json.dumps({stage: round(value, 2) for stage, value in seconds.items()}), flush=True)
         while (number := len(results)) < 3 * count and sum(code != 0 for *_, code in results) < count:
-            stage = dice.choices(list(STAGES), [3, 3, 3, 2])[0]
+            stage = dice.choices(list(OFTEN), list(OFTEN.values()))[0]
             way = WAYS[number % 3]
             outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
             results.append((stage, way, outcome, code))

@@ -255,8 +255,8 @@ MUTATIONS = [
     (
         "QLoRA: 答えさせるときも 4 bit のまま",
         "lib/models.py",
-        "four_bit = profile.four_bit and trainable",
-        "four_bit = profile.four_bit",
+        "four_bit=profile.four_bit and trainable",
+        "four_bit=profile.four_bit",
         "test_qlora.py -k only_training",
     ),
 ]
