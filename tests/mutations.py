@@ -44,16 +44,16 @@ MUTATIONS = [
     ),
     (
         "マスク: よその例が見える",
-        "lib/sft.py",
-        "mine = (self.owner[:, None] == self.owner) | (self.owner == -1)",
-        "mine = self.owner[:, None] >= -1",
-        "test_sft.py -k no_example",
+        "lib/packing.py",
+        "seen[chain[:, None], chain] |= torch.ones(len(chain), len(chain), dtype=torch.bool).tril()",
+        "seen |= torch.ones(len(nodes), len(nodes), dtype=torch.bool).tril()",
+        "test_sft.py -k own_beginning",
     ),
     (
         "マスク: 損失の位置が一つずれる",
-        "lib/sft.py",
-        "logits_to_keep=places - 1,",
-        "logits_to_keep=places,",
+        "lib/packing.py",
+        "logits_to_keep=row.place[:, :-1][counted],",
+        "logits_to_keep=row.place[:, 1:][counted],",
         "test_sft.py -k gradients",
     ),
     (
@@ -162,10 +162,10 @@ MUTATIONS = [
         "test_workspace.py -k another_profile_or_seed",
     ),
     (
-        "DPO: 回答の対数確率が一つずれる",
+        "DPO: 回答の対数確率を、足さずに平均する",
         "lib/preference.py",
-        "labels = target[:, 1:]",
-        "labels = target[:, :-1]",
+        "sums = _per_token(logits, batch[2])[0].sum(-1)",
+        "sums = _per_token(logits, batch[2])[0].mean(-1)",
         "test_mutable.py -k logprobs",
     ),
     (

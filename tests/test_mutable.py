@@ -1,11 +1,13 @@
-"""壊しても気づきにくい所: 実行のたびに同じ、学習と生成は同じトークン、対数確率は素直な計算と同じ。"""
+"""壊しても気づきにくい所: いつも同じ並び、学習と生成は同じトークン、対数確率は素直な計算と同じ。`make mutate` の表も。"""
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from mutations import MUTATIONS
 
 from lib import answering
 from lib.dataset import make_split
@@ -59,3 +61,13 @@ def test_logprobs_are_those_of_the_plain_formula(tiny_llama):
             logprobs = model(torch.tensor([prompt + reply])).logits[0].log_softmax(-1)
             plain = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(reply))
             assert value == pytest.approx(plain, abs=1e-3)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation[0] for mutation in MUTATIONS])
+def test_every_mutation_has_its_one_place_and_its_test(mutation):
+    """コードかテストを直したとき、`make mutate` が止まるのを待たずに気づく。"""
+    _, file, old, new, tests = mutation
+    assert (REPOSITORY / file).read_text(encoding="utf-8").count(old) == 1 and old != new
+    module, name = tests.split(" -k ")
+    source = (Path(__file__).parent / module).read_text(encoding="utf-8")
+    assert name in source, tests  # -k は、引数の名前（tied など）にも当たる
