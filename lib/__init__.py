@@ -19,5 +19,5 @@ os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("TQDM_DISABLE", "1")
 # PEFT が呼ぶ transformers の旧名への警告。利用者にできることは無い。
 warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing.*", category=FutureWarning)
-# bitsandbytes は、速い NF4 の計算をハブから取れないと知らせる。遅いだけで値は同じで、教材の CPU の学習は NF4 を使わない。
+# bitsandbytes は、速い NF4 の計算をハブから取れないと知らせる。遅いだけで値は同じ。教材の CPU の学習は NF4 を使わない。
 logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
