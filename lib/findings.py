@@ -1,4 +1,4 @@
-"""検査の結果の形。調べる中身は `lib.preflight` と `lib.tokenchecks`。"""
+"""検査の結果の形。調べる中身は `lib.preflight`・`lib.tokenchecks`（走らせる前）と `lib.venue`（機械の下見）。"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -7,37 +7,17 @@ import tomllib
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from lib.errors import WorkshopError, command_line
+from lib.findings import Finding, judge
 from lib.profiles import Profile, get_profile
 from lib.workspace import OUTPUTS, REPOSITORY, read_json
 
-_MARKS = {True: "○", None: "△", False: "✋"}
 _DISK_GB = 2.0  # 04〜06 の成果物（アダプタ、マージした重み、三つの GGUF）で 1.5 GB ほど
 _MEMORY_GIB = 5.0  # 01〜07 の最大が 4.8 GiB（README の実測）
 _ONLINE_SECONDS = 2.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """下見の一項目。
-
-    Attributes:
-        name: 何を見たか。
-        good: よければ True、気を付けるだけなら None、直さないと困るなら False。
-        said: 分かったことと、することの文。
-    """
-
-    name: str
-    good: bool | None
-    said: str
-
-    def line(self) -> str:
-        """画面に出す一行。"""
-        return f"{_MARKS[self.good]} {self.name}: {self.said}"
 
 
 def unmet() -> list[tuple[Any, str | None]]:
@@ -66,8 +46,8 @@ def packages() -> Finding:
         for wanted, found in unmet()
     ]
     if wrong:
-        return Finding("部品", False, f"{'、'.join(wrong)}。make setup を実行してください")
-    return Finding("部品", True, f"Python {sys.version.split()[0]} で、求める部品がそろっています")
+        return Finding("部品", "fatal", "、".join(wrong), "make setup を実行してください")
+    return Finding("部品", "ok", f"Python {sys.version.split()[0]} で、求める部品がそろっています")
 
 
 def model(profile: Profile) -> Finding:
@@ -77,12 +57,11 @@ def model(profile: Profile) -> Finding:
     try:
         folder = on_disk(profile)
     except WorkshopError as error:
-        return Finding("モデル", False, str(error))
+        return Finding("モデル", "fatal", str(error))
     if folder is None:
-        return Finding(
-            "モデル", False, f"{profile.model} が手元にありません。つながる所で make fetch を実行してください"
-        )
-    return Finding("モデル", True, f"{profile.model} が手元にあります（{folder}）")
+        remedy = "つながる所で make fetch を実行してください"
+        return Finding("モデル", "fatal", f"{profile.model} が手元にありません", remedy)
+    return Finding("モデル", "ok", f"{profile.model} が手元にあります（{folder}）")
 
 
 def converter() -> Finding:
@@ -90,15 +69,15 @@ def converter() -> Finding:
     from lib.export import converter_folder
 
     if converter_folder().exists():
-        return Finding("変換器", True, "手元にあります")
-    return Finding("変換器", None, "手元にありません。06 を使うなら、つながる所で make fetch を実行してください")
+        return Finding("変換器", "ok", "手元にあります")
+    remedy = "06 を使うなら、つながる所で make fetch を実行してください"
+    return Finding("変換器", "warning", "手元にありません", remedy)
 
 
 def disk() -> Finding:
     """空き容量。"""
     free = shutil.disk_usage(OUTPUTS).free / 1e9
-    advice = "" if free >= _DISK_GB else f"。{_DISK_GB:g} GB 空けてください"
-    return Finding("空き容量", free >= _DISK_GB, f"{free:.1f} GB{advice}")
+    return judge("空き容量", f"{free:.1f} GB", free < _DISK_GB, f"{_DISK_GB:g} GB 空けてください")
 
 
 def memory() -> Finding:
@@ -106,8 +85,8 @@ def memory() -> Finding:
     import psutil
 
     free = psutil.virtual_memory().available / 2**30
-    advice = "" if free >= _MEMORY_GIB else f"。全部を通すには {_MEMORY_GIB:g} GiB 要ります。ほかの処理を止めてください"
-    return Finding("空きメモリ", True if free >= _MEMORY_GIB else None, f"{free:.1f} GiB{advice}")
+    remedy = f"全部を通すには {_MEMORY_GIB:g} GiB 要ります。ほかの処理を止めてください"
+    return judge("空きメモリ", f"{free:.1f} GiB", free < _MEMORY_GIB, remedy, "warning")
 
 
 def fonts() -> Finding:
@@ -120,8 +99,8 @@ def fonts() -> Finding:
     path = findfont("IPAexGothic")
     missing = [c for c in "録画学習質問" if ord(c) not in FT2Font(path).get_charmap()]
     if missing:
-        return Finding("字形", False, f"図に日本語が出ません（{path}）。make setup を実行してください")
-    return Finding("字形", True, "図もスライドも、同梱の字形で日本語が出ます")
+        return Finding("字形", "fatal", f"図に日本語が出ません（{path}）", "make setup を実行してください")
+    return Finding("字形", "ok", "図もスライドも、同梱の字形で日本語が出ます")
 
 
 def llama_cpp() -> Finding:
@@ -129,8 +108,8 @@ def llama_cpp() -> Finding:
     try:
         import xllamacpp  # noqa: F401
     except (ImportError, OSError) as error:
-        return Finding("llama.cpp", None, f"使えません（{str(error)[:100]}）。06 と make app だけが使います")
-    return Finding("llama.cpp", True, f"xllamacpp {version('xllamacpp')} が使えます")
+        return Finding("llama.cpp", "warning", f"使えません（{str(error)[:100]}）。06 と make app だけが使います")
+    return Finding("llama.cpp", "ok", f"xllamacpp {version('xllamacpp')} が使えます")
 
 
 def network() -> Finding:
@@ -140,8 +119,8 @@ def network() -> Finding:
             urllib.request.Request("https://pypi.org/simple/pip/", method="HEAD"), timeout=_ONLINE_SECONDS
         )
     except (urllib.error.URLError, TimeoutError, OSError):
-        return Finding("回線", None, "つながりません。上がそろっていれば、このまま全部動きます")
-    return Finding("回線", True, "つながっています（実演では使いません）")
+        return Finding("回線", "warning", "つながりません。上がそろっていれば、このまま全部動きます")
+    return Finding("回線", "ok", "つながっています（実演では使いません）")
 
 
 def demo(rate: float) -> Finding:
@@ -153,14 +132,13 @@ def demo(rate: float) -> Finding:
     from lib.talk import RECORDING, load_plan
 
     if not RECORDING.exists():
-        return Finding("実演", False, "録画がまだありません。make rehearse MACHINE=… で作ってください")
+        return Finding("実演", "fatal", "録画がまだありません", "make rehearse MACHINE=… で作ってください")
     recorded, budget = read_json(RECORDING), load_plan().demo_seconds
     seconds = recorded["seconds"] * recorded["gflops"] / rate
     said = f"およそ {seconds:.0f} 秒の見込み（この機械は毎秒 {rate:.0f} GFLOP、"
     said += f"録画した機械は {recorded['gflops']} GFLOP で {recorded['seconds']:.0f} 秒）。予算は {budget:g} 秒です"
-    if seconds > budget:
-        return Finding("実演", None, f"{said}。間に合わず録画に替わりそうです。ほかの処理を止めてください")
-    return Finding("実演", True, said)
+    remedy = "間に合わず録画に替わりそうです。ほかの処理を止めてください"
+    return judge("実演", said, seconds > budget, remedy, "warning")
 
 
 def check_machine(profile: Profile, show: Callable[[str], None] = print) -> bool:
@@ -175,8 +153,8 @@ def check_machine(profile: Profile, show: Callable[[str], None] = print) -> bool
 
     good = True
     for finding in findings():
-        show(finding.line())
-        good = good and finding.good is not False
+        show(str(finding))
+        good = good and finding.level != "fatal"
     return good
 
 

@@ -226,22 +226,21 @@ def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
 
 def test_preflight_sees_what_is_missing(monkeypatch, tmp_path):
     profile = get_profile("talk")
-    assert venue.packages().good
-    assert venue.fonts().good and venue.disk().good in (True, False)
+    assert venue.packages().level == venue.fonts().level == "ok" and venue.disk().level in ("ok", "fatal")
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
-    assert venue.model(profile).good is False and "make fetch" in venue.model(profile).said
-    assert venue.converter().good is None
+    assert venue.model(profile).level == "fatal" and "make fetch" in venue.model(profile).remedy
+    assert venue.converter().level == "warning"
     assert not list(tmp_path.iterdir()), "下見は何も取得しない"
     monkeypatch.setattr(venue, "version", lambda name: "0.0.1")
-    assert venue.packages().good is False and "torch 0.0.1" in venue.packages().said
+    assert venue.packages().level == "fatal" and "torch 0.0.1" in venue.packages().found
     monkeypatch.setattr(venue.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert venue.disk().good is False and "1.0 GB" in venue.disk().line()
+    assert venue.disk().level == "fatal" and "1.0 GB" in str(venue.disk())
 
     def offline(*_, **__):
         raise urllib.error.URLError("届かない")
 
     monkeypatch.setattr(venue.urllib.request, "urlopen", offline)
-    assert venue.network().good is None and "つながりません" in venue.network().line()
+    assert venue.network().level == "warning" and "つながりません" in str(venue.network())
 
 
 def test_a_broken_model_is_named(monkeypatch, tmp_path):
@@ -252,12 +251,13 @@ def test_a_broken_model_is_named(monkeypatch, tmp_path):
     (folder / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "0"}}))
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
     found = venue.model(get_profile("talk"))
-    assert found.good is False and "欠けているか壊れています" in found.said
+    assert found.level == "fatal" and "欠けているか壊れています" in found.found
 
 
 def test_the_estimate_scales_with_the_speed_of_this_machine():
     recorded, budget = read_json(RECORDING), load_plan().demo_seconds
     same = venue.demo(recorded["gflops"])
-    assert f"およそ {recorded['seconds']:.0f} 秒" in same.said
+    assert f"およそ {recorded['seconds']:.0f} 秒" in same.found
     fast, slow = venue.demo(recorded["gflops"] * 100), venue.demo(recorded["gflops"] / 100)
-    assert fast.good is True and slow.good is None and "録画に替わりそう" in slow.said and f"{budget:g} 秒" in fast.said
+    assert fast.level == "ok" and f"{budget:g} 秒" in fast.found
+    assert slow.level == "warning" and "録画に替わりそう" in slow.remedy

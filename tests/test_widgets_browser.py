@@ -50,6 +50,7 @@ def train():
     print(f"止まった歩 {number}")
 
 await demo.live(train)"""
+AFTER = ['print("次のセル")', 'time.sleep(0.5)\nprint("終わりのセル")']  # 「すべて実行」は、ボタンで止まってはいけない
 
 
 @pytest.fixture
@@ -61,6 +62,7 @@ def lab(tmp_path):
         'sliders(words, text="ここに書く")',
         BAR,
         BUSY,
+        *AFTER,
     ]
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
@@ -125,6 +127,7 @@ def test_a_real_browser_moves_the_views_and_stops_the_demo(lab, tmp_path):
         ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
         ended.wait_for()
         assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
+        window.locator(".jp-OutputArea-output", has_text="終わりのセル").wait_for()
 
         picture = window.locator(".widget-html-content img")
         before = picture.get_attribute("src")
