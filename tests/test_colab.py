@@ -64,12 +64,13 @@ def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
 
 
 def open_alone(folder, python, **environment):
-    """準備のセルだけを、リポジトリの外のフォルダで実行する。"""
+    """準備のセルだけを、リポジトリの外のフォルダで実行する。版の合わない部品があっても、テストの環境には入れさせない。"""
     source = 'PROFILE, SEED, RUN = "smoke", 0, "alone"\n' + "".join(setup_cell(NOTEBOOKS[1])["source"])
     (folder / "cell.py").write_text(source, encoding="utf-8")
     return subprocess.run(
         [python, "cell.py"], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"} | environment,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""} | environment,
     )  # fmt: skip
 
 

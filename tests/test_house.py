@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from packaging.version import Version
 
 from lib.profiles import PROFILES, profile_table
 from lib.regression import compare, expected_from, write_junit
@@ -97,6 +98,15 @@ def test_every_dependency_is_pinned_and_has_a_reason():
         name = re.split(r"[<>=\[]", requirement)[0]
         assert name.lower() in pins, name
         assert re.search(rf'"{re.escape(requirement)}",\s+# \S', text), f"{name} に理由がありません"
+
+
+def test_ci_tries_the_oldest_versions_that_pyproject_allows():
+    workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lowest = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(project["dependencies"])))
+    tried = dict(re.findall(r"(\w+)==([\d.]+)", workflow))
+    assert tried.keys() == {"transformers", "trl", "peft", "accelerate"}
+    assert all(Version(tried[name]) == Version(lowest[name]) for name in tried)
 
 
 def test_both_licences_are_present():
