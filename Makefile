@@ -51,7 +51,7 @@ test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m lib.fetch
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（20 分ほど）
+mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）
 	@PYTHONPATH=. $(BIN)/python tests/mutations.py
 
 chaos: $(READY) ## 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る

@@ -33,11 +33,12 @@ def require(findings: Sequence[Finding]) -> None:
     """結果を一行ずつ見せ、致命的なものがあれば止める。
 
     Raises:
-        WorkshopError: 致命的な問題があるとき（最初の一つを伝える）。
+        WorkshopError: 致命的な問題があるとき（最初の一つと、ほかの名前を伝える）。
     """
     print(*findings, sep="\n")
     if fatal := [finding for finding in findings if finding.level == "fatal"]:
-        raise WorkshopError(f"{fatal[0].check}: {fatal[0].found}", fatal[0].remedy)
+        more = f"（ほかに: {'、'.join(finding.check for finding in fatal[1:])}）" if fatal[1:] else ""
+        raise WorkshopError(f"{fatal[0].check}: {fatal[0].found}{more}", fatal[0].remedy)
 
 
 def judge(check: str, found: str, bad: Any, remedy: str, level: str = "fatal") -> Finding:

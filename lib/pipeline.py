@@ -19,7 +19,7 @@ from lib.lock import only_one
 from lib.models import resolve
 from lib.report import shown_stages, stage_summary, write_index
 from lib.weights import file_sha256
-from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, write_json
+from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, versions, write_json
 
 
 def source_of(stage: str) -> Path:
@@ -34,13 +34,13 @@ def _parameters(run: Run, stage: str) -> dict[str, Any]:
 
 
 def _fingerprint(run: Run, stage: str) -> str:
-    """段の結果を左右するもの（ノートブックのコードと、02 では自分のデータ）の SHA-256。
+    """段の結果を左右するもの（ノートブックのコードとライブラリの版、02 では自分のデータも）の SHA-256。
 
     文章・出力・`run.finish` の後の練習は結果を変えないので、直しても実行し直さない。
     """
     cells = [cell.source for cell in nbformat.read(source_of(stage), as_version=4).cells if cell.cell_type == "code"]
     last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
-    code = hashlib.sha256("\0".join(cells[: last + 1]).encode()).hexdigest()
+    code = hashlib.sha256("\0".join([*cells[: last + 1], *map(str, versions().items())]).encode()).hexdigest()
     path = data_path(run.data) if stage == "02_dataset" else None
     return code + (f"+{file_sha256(path)}" if path else "")
 

@@ -132,7 +132,10 @@ def _data_name(run: Run) -> str:
 
 
 def _settings(run: Run) -> list[str]:
-    found = read_json(run.folder / "run.json")["versions"]
+    trained = (
+        run.folder / "04_lora_sft" / "adapter" / "manifest.json"
+    )  # 学習したときの版。無ければ、実行を始めたときの版
+    found = read_json(trained if trained.exists() else run.folder / "run.json").get("versions", {})
     versions = "、".join(f"{name} {found[name]}" for name in ("torch", "transformers", "trl", "peft") if name in found)
     p = run.profile
     return [

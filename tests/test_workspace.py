@@ -221,3 +221,5 @@ def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
     assert mark(v4.new_markdown_cell("説明"), shown, end, v4.new_code_cell("answer_1_1 = 2")) == before
     assert mark(v4.new_code_cell("a = 2"), end) != before
     assert mark(work, v4.new_code_cell("run.finish('x', {'a': a, 'b': 1})")) != before
+    monkeypatch.setattr(pipeline, "versions", lambda: {"trl": "99.0"})
+    assert mark(work, end) != before, "ライブラリを上げたら、同じ名前の実行でもやり直す"
