@@ -40,7 +40,8 @@ def shown(demo, after, **more):
     return demo.result(ASKED, ["別の文型"], ["？"], after, [{"step": 1, "loss": 0.5}], 3, **more)
 
 
-def test_a_demo_in_time_shows_what_this_machine_computed(clock):
+def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
     demo = Demo(40, answering=2)
 
     def train():
@@ -53,6 +54,8 @@ def test_a_demo_in_time_shows_what_this_machine_computed(clock):
     result = shown(demo, after)
     assert result["live"] and result["label"] == "実演（この機械でいま、32 秒）" and not demo.reason
     assert result["rows"][0]["after_ok"] and not result["rows"][0]["before_ok"] and result["parameters"] == 3
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    assert shown(demo, after)["label"].startswith("実演（通し稽古、20"), "スライドは、別の日に開かれる"
 
 
 def test_a_demo_that_cannot_finish_stops_early_and_says_recorded(clock):
