@@ -132,9 +132,8 @@ def _data_name(run: Run) -> str:
 
 
 def _settings(run: Run) -> list[str]:
-    trained = (
-        run.folder / "04_lora_sft" / "adapter" / "manifest.json"
-    )  # 学習したときの版。無ければ、実行を始めたときの版
+    # 学習したときの版。無ければ、実行を始めたときの版
+    trained = run.folder / "04_lora_sft" / "adapter" / "manifest.json"
     found = read_json(trained if trained.exists() else run.folder / "run.json").get("versions", {})
     versions = "、".join(f"{name} {found[name]}" for name in ("torch", "transformers", "trl", "peft") if name in found)
     p = run.profile

@@ -146,14 +146,7 @@ STAGES = {
     "06_merge_to_gguf": make_gguf,
     "07_evaluation": make_evaluation,
 }
-OFTEN = {
-    "02_dataset": 3,
-    "03_baseline": 2,
-    "04_lora_sft": 4,
-    "05_preference": 3,
-    "06_merge_to_gguf": 3,
-    "07_evaluation": 2,
-}
+OFTEN = (3, 2, 4, 3, 3, 2)  # どの段を多く選ぶか（STAGES の順）
 
 
 def artefacts(run, stage):
@@ -286,7 +279,7 @@ def main() -> None:
         reference, seconds = prepare(root)
         print("一度の秒:", json.dumps({stage: round(value, 2) for stage, value in seconds.items()}), flush=True)
         while (number := len(results)) < 3 * count and sum(code != 0 for *_, code in results) < count:
-            stage = dice.choices(list(OFTEN), list(OFTEN.values()))[0]
+            stage = dice.choices(list(STAGES), OFTEN)[0]
             way = WAYS[number % 3]
             outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
             results.append((stage, way, outcome, code))
