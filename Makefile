@@ -38,13 +38,13 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
 
 check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
-	@$(if $(DATA),$(BIN)/python -m lib.validate "$(DATA)",$(BIN)/python -m lib.venue --profile $(PROFILE))
+	@$(if $(DATA),$(BIN)/python -m lib.data.validate "$(DATA)",$(BIN)/python -m lib.talk.venue --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
-	@$(BIN)/python -m lib.rehearse --run "$(RUN)" --machine "$(MACHINE)"
+	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --machine "$(MACHINE)"
 
 # 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。
 test: $(READY) ## テスト一式（環境の用意から）
@@ -52,29 +52,29 @@ test: $(READY) ## テスト一式（環境の用意から）
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）
-	@PYTHONPATH=. $(BIN)/python tests/mutations.py
+	@PYTHONPATH=. $(BIN)/python tests/maintain/mutations.py
 
 chaos: $(READY) ## 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
-	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/chaos.py
+	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/maintain/chaos.py
 
 bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方。40 分ほど、ほかの処理を止めて）
-	@PYTHONPATH=. $(BIN)/python tests/bench.py
+	@PYTHONPATH=. $(BIN)/python tests/maintain/bench.py
 
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.
 
 app: $(READY) ## モデルを並べて答えさせ、目隠しで投票するページを開く（127.0.0.1 のみ）
 	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[app]'
-	@$(BIN)/python -m lib.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
+	@$(BIN)/python -m lib.talk.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
 
-compare: $(READY) ## 終わった実行を tests/expected.json と比べる
+compare: $(READY) ## 終わった実行を tests/results/expected.json と比べる
 	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"
 
 report: $(READY) ## 終わった実行の報告（report.html）を作り直す
-	@$(BIN)/python -m lib.summary --run "$(or $(RUN),$(PROFILE))"
+	@$(BIN)/python -m lib.show.summary --run "$(or $(RUN),$(PROFILE))"
 
 gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
-	@$(BIN)/python -m lib.gate --run "$(or $(RUN),$(PROFILE))"
+	@$(BIN)/python -m lib.show.gate --run "$(or $(RUN),$(PROFILE))"
 
 lint: $(READY) ## 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

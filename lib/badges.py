@@ -4,7 +4,7 @@ import re
 import tomllib
 from pathlib import Path
 
-from lib.workspace import REPOSITORY, write_text
+from lib.files import REPOSITORY, write_text
 
 BADGE = "https://colab.research.google.com/github/{}/blob/main/notebooks/{}"
 _OWNER = re.compile(r"colab\.research\.google\.com/github/([\w.-]+/[\w.-]+)/blob/")

@@ -14,8 +14,9 @@ from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 
 from lib.errors import WorkshopError
+from lib.files import REPOSITORY, read_json
+from lib.run import STAGES, Run
 from lib.scrub import scrub, scrub_file
-from lib.workspace import REPOSITORY, STAGES, Run, read_json
 
 # 学習のセルが終わらないとき、papermill を無限に待たせない（ウィジェットが止める例がある）。
 CELL_SECONDS = 3600

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lib.errors import command_line
-from lib.workspace import OUTPUTS, REPOSITORY, Run, read_json, versions, write_json
+from lib.files import REPOSITORY, read_json, write_json
+from lib.run import OUTPUTS, Run, versions
 
 FOLDER = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"

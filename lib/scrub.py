@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-from lib.workspace import write_text
+from lib.files import write_text
 
 _NAMES = re.compile("(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 _SHORTEST = 8  # これより短い値は、ふつうの語と区別できない

@@ -6,8 +6,9 @@ import time
 
 import pytest
 
+from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
-from lib.workspace import OUTPUTS, REPOSITORY, read_json
+from lib.run import OUTPUTS
 
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
@@ -39,7 +40,7 @@ def start(*arguments):
 @pytest.fixture(scope="session")
 def model_folder():
     """埋め込みモデルの重み（実物）。無ければ取得する。"""
-    from lib.models import resolve
+    from lib.model.load import resolve
 
     return resolve(get_profile("embedded"))
 
@@ -49,7 +50,7 @@ def make_tiny(folder, model_folder, family="Llama", width=64):
     import torch
     import transformers
 
-    from lib.models import load_tokenizer
+    from lib.model.load import load_tokenizer
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer(model_folder)
@@ -81,6 +82,6 @@ def tiny_llama(tmp_path_factory, model_folder):
 @pytest.fixture(scope="session")
 def tiny_gguf(tmp_path_factory, tiny_llama):
     """乱数の Llama の F16 の GGUF。"""
-    from lib.export import convert_to_f16
+    from lib.export.gguf import convert_to_f16
 
     return convert_to_f16(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf", "tiny")

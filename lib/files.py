@@ -1,0 +1,103 @@
+"""ファイル: 壊れない書き方、読み方、指紋と記録（manifest）。"""
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lib.errors import WorkshopError
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def write_text(path: Path, text: str) -> Path:
+    """一時ファイルに書いてから改名する。途中で止まっても前の内容が残る。"""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_json(path: Path, value: Any) -> Path:
+    """JSON を壊れない形で書く。"""
+    return write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """JSON を読む。
+
+    Raises:
+        WorkshopError: 無い、または壊れているとき。
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
+    except json.JSONDecodeError as error:
+        raise WorkshopError(
+            "JSON として読めません",
+            "このファイルを消して、作ったノートブックを実行し直してください",
+            f"{path}:{error.lineno} 行目",
+        ) from None
+
+
+def file_sha256(path: Path) -> str:
+    """ファイルの SHA-256 を 16 進で返す。"""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fingerprint(folder: Path) -> str:
+    """重みの指紋。全部は読まず、各 safetensors の大きさと、始めと終わりの 1 MiB から求める。"""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as stream:
+            digest.update(stream.read(1 << 20))
+            stream.seek(max(0, size - (1 << 20)))
+            digest.update(stream.read())
+    return digest.hexdigest()
+
+
+def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
+    """フォルダの中の全ファイルの SHA-256 と `facts` を、`manifest.json` に書く。`check_folder` が突き合わせる。"""
+    digests = {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
+    text = json.dumps({**facts, "sha256": digests}, ensure_ascii=False, indent=2)
+    (folder / "manifest.json").write_text(text, encoding="utf-8")
+
+
+def check_folder(folder: Path) -> None:
+    """重みのフォルダを、作ったときの記録と突き合わせる。
+
+    Raises:
+        WorkshopError: ファイルが欠けている、または途中で切れているとき。
+    """
+    try:
+        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise WorkshopError(
+            "記録（manifest.json）が壊れています", "このフォルダを消してもう一度実行すると、作り直します", folder
+        ) from None
+    for name, digest in digests:
+        path = folder / name
+        if not path.exists() or file_sha256(path) != digest:
+            raise WorkshopError(
+                "重みのファイルが欠けているか壊れています",
+                "このフォルダを消してもう一度実行すると、作り直します",
+                path,
+            )
+
+
+def base_of(folder: Path) -> Path:
+    """アダプタを作ったときの、ベースの重みのフォルダ（今もあるとは限らない）。"""
+    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    return Path(config.get("base_model_name_or_path") or "no-base")

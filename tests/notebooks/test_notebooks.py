@@ -1,0 +1,107 @@
+"""smoke プロファイルで 8 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
+
+import re
+import shutil
+import signal
+import time
+
+import nbformat
+import pytest
+from conftest import start
+
+from lib.files import REPOSITORY, read_json
+from lib.run import OUTPUTS, STAGES
+
+RUN = "pytest-smoke"
+
+
+@pytest.fixture(scope="module")
+def finished():
+    """途中で Ctrl-C を送り、同じコマンドで最後まで通した実行。(最初の出力, 終了コード, 二度目の出力)"""
+    shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
+    process = start("--run", RUN)
+    seen = []
+    for line in process.stdout:
+        seen.append(line)
+        if line.startswith(f"[2/{len(STAGES)}]"):
+            time.sleep(3)  # 二つ目のノートブックの途中まで進める
+            process.send_signal(signal.SIGINT)
+            break
+    rest, _ = process.communicate(timeout=120)
+    again = start("--run", RUN)
+    output, _ = again.communicate(timeout=1200)
+    assert again.returncode == 0, output
+    return "".join(seen) + rest, process.returncode, output
+
+
+def test_ctrl_c_leaves_what_was_finished_and_says_so(finished):
+    first, code, again = finished
+    assert code == 130 and "止めました" in first and "Traceback" not in first
+    assert re.search(r"01_concepts\s+済み", again)
+
+
+def test_the_run_ends_with_a_table_and_an_index(finished):
+    output = finished[2]
+    assert "index.html" in output and "未完" not in output
+    record = read_json(OUTPUTS / RUN / "stages.json")
+    assert list(record) == list(STAGES)
+    page = (OUTPUTS / RUN / "index.html").read_text(encoding="utf-8")
+    for stage in STAGES:
+        assert f'href="html/{stage}.html"' in page
+        html = (OUTPUTS / RUN / "html" / f"{stage}.html").read_text(encoding="utf-8")
+        assert not re.search(r'<(script|link|img)[^>]+(src|href)="https?://', html), "外の資源に頼っています"
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_executed_notebooks_hold_no_error_and_no_warning_of_ours(finished, stage):
+    notebook = nbformat.read(OUTPUTS / RUN / "notebooks" / f"{stage}.ipynb", as_version=4)
+    for cell in notebook.cells:
+        for out in cell.get("outputs", []):
+            assert out.output_type != "error"
+            if out.output_type == "stream" and out.name == "stderr":
+                assert str(REPOSITORY) not in out.text and "Glyph" not in out.text, out.text[:500]
+
+
+def test_every_stage_left_its_artefacts(finished):
+    folder = OUTPUTS / RUN
+    for name in (
+        "02_dataset/train.jsonl",
+        "03_baseline/baseline_evaluation.csv",
+        "03_baseline/baseline_evaluation.json",
+        "04_lora_sft/adapter/adapter_model.safetensors",
+        "04_lora_sft/training_results.json",
+        "05_preference/dpo_adapter/adapter_model.safetensors",
+        "05_preference/orpo_adapter/adapter_model.safetensors",
+        "06_merge_to_gguf/model-f16.gguf",
+        "06_merge_to_gguf/Modelfile",
+        "06_merge_to_gguf/publish/SHA256SUMS",
+        "07_evaluation/comparison_evaluation.csv",
+        "07_evaluation/report.md",
+        "07_evaluation/report.html",
+        "07_evaluation/model_card.md",
+        "08_ladder/ladder_evaluation.json",
+    ):
+        assert (folder / name).stat().st_size > 0, name
+
+
+def test_what_holds_on_any_budget(finished):
+    """学習の量によらず成り立つべき値（学習の効果は test_learning が実測で見る）。"""
+    metrics = {stage: read_json(OUTPUTS / RUN / stage / "metrics.json") for stage in STAGES}
+    assert metrics["01_concepts"]["lora_max_difference"] < 1e-5
+    assert metrics["01_concepts"]["llama8b_qv_trainable"] == 6_815_744
+    assert metrics["01_concepts"]["llama8b_all_trainable"] == 41_943_040
+    assert metrics["02_dataset"]["leaks"] == metrics["02_dataset"]["truncated"] == 0
+    assert metrics["04_lora_sft"]["loss_difference"] < 1e-5
+    assert metrics["05_preference"]["dpo_loss_difference"] < 1e-4
+    assert abs(metrics["05_preference"]["dpo_first_loss"] - 0.6931) < 0.01
+    assert metrics["06_merge_to_gguf"]["merge_logit_difference"] < 1e-4
+    assert metrics["06_merge_to_gguf"]["merge_probability_difference"] < 1e-5
+    assert metrics["06_merge_to_gguf"]["template_ids_equal"] == 1.0
+    assert metrics["06_merge_to_gguf"]["modelfile_ids_equal"] == 1.0
+    assert metrics["06_merge_to_gguf"]["f16_token_agreement"] >= 0.95
+
+
+def test_a_finished_run_is_not_computed_again(finished):
+    process = start("--run", RUN)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and output.count("済み（飛ばします）") == len(STAGES)

@@ -1,0 +1,139 @@
+"""発表を本当に通す: 45 分に収まり、スライドは 1 ファイルで、本物のブラウザで 1280×720 に収まる。"""
+
+import re
+import shutil
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import nbformat
+import pytest
+
+from lib.files import REPOSITORY, read_json
+from lib.run import OUTPUTS
+from lib.talk.deck import group
+from lib.talk.evidence import NOT_MEASURED
+from lib.talk.plan import load_plan
+from lib.talk.rehearse import SOURCE, computed_seconds, report
+
+RUN = "pytest-rehearse"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+
+
+@pytest.fixture(scope="module")
+def rehearsal():
+    """発表を一度通した結果（画面の出力と終了コード）。"""
+    shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
+    command = [sys.executable, "-m", "lib.talk.rehearse", "--run", RUN]
+    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8", timeout=600)
+
+
+def cell(seconds, *tags, kind=None):
+    metadata = {"papermill": {"duration": seconds}, "tags": list(tags)}
+    return SimpleNamespace(metadata=metadata | ({"slideshow": {"slide_type": kind}} if kind else {}))
+
+
+def test_seconds_are_counted_per_section():
+    cells = [cell(3.0), cell(None), cell(1.0, "section-1"), cell(0.5), cell(2.0, "section-2", "other")]
+    assert computed_seconds(cells) == [3.0, 1.5, 2.0]
+
+
+def test_the_report_says_what_does_not_fit():
+    plan = load_plan()
+    quick = [9.0, *[1.0] * 8]
+    table, fits = report(plan, quick)
+    assert fits and "話す前の準備: 9 秒" in table and "45.0" in table
+    slow = [9.0, *[1.0] * 3, 60 * 9.0, *[1.0] * 4]
+    table, fits = report(plan, slow)
+    assert not fits and re.search(r"4\. 実演\s+← 収まらない", table)
+    tight = [0.0, *[60 * (section.minutes - section.spoken) for section in plan.sections]]
+    table, fits = report(plan, tight)
+    assert not fits and "収まらない" not in table  # どの節も収まるが、2 分の余りが無い
+
+
+def test_cells_without_a_mark_stay_out_of_the_deck():
+    cells = [
+        cell(1),
+        cell(1, kind="slide"),
+        cell(1, kind="-"),
+        cell(1),
+        cell(1, kind="notes"),
+        cell(1, kind="subslide"),
+    ]
+    slides = group(cells)
+    assert [(len(slide.cells), len(slide.notes)) for slide in slides] == [(2, 1), (1, 0)]
+
+
+def test_the_notebook_follows_the_plan():
+    plan, notebook = load_plan(), nbformat.read(SOURCE, as_version=4)
+    headings = re.findall(r"^## (\d)\. (.+)$", "\n".join(c.source for c in notebook.cells), re.M)
+    assert headings == [(str(section.number), section.title) for section in plan.sections]
+    tags = [tag for c in notebook.cells for tag in c.metadata.get("tags", []) if tag.startswith("section-")]
+    assert tags == [f"section-{n}" for n in range(1, 9)]
+    written = "\n".join(c.source for c in notebook.cells if c.cell_type == "code")
+    for argument in ("lora_alpha=", "learning_rate=", "num_train_epochs=", "target_modules="):
+        assert argument in written  # 学習の引数は、隠さずここに書く
+
+
+def test_the_talk_fits_and_leaves_a_deck(rehearsal):
+    assert rehearsal.returncode == 0, rehearsal.stdout + rehearsal.stderr
+    assert "合計" in rehearsal.stdout and re.search(r"実演: (実演|録画)（", rehearsal.stdout)
+    shown = read_json(OUTPUTS / RUN / "00_talk" / "demo.json")
+    assert shown["live"] or shown["label"].startswith("録画")
+    if shown["live"]:
+        near = [row["after_ok"] for row in shown["rows"] if row["part"] == "別の文型"]
+        assert len(near) == 4 and sum(near) >= 3
+        assert not any(row["after_ok"] for row in shown["rows"] if row["part"] == "教えない")
+    executed = nbformat.read(OUTPUTS / RUN / "notebooks" / SOURCE.name, as_version=4)
+    for item in executed.cells:
+        for out in item.get("outputs", []):
+            assert out.output_type != "error" and "Glyph" not in out.get("text", "")
+
+
+def test_the_deck_is_one_file_without_the_network(rehearsal):
+    page = (OUTPUTS / RUN / "slides.html").read_text(encoding="utf-8")
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and not re.search(r"url\((?!data:)", page)
+    assert page.count('class="slide"') >= 20 and page.count("<aside>") == 8 and 'lang="ja"' in page
+    assert "想定問答" in page and "録画" in page and NOT_MEASURED not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium が無い")
+def test_every_slide_is_readable_at_1280_by_720(rehearsal, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as program:
+        browser = program.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        window = browser.new_page(viewport={"width": 1280, "height": 720})
+        asked, wrong = [], []
+        window.on("request", lambda request: asked.append(request.url))
+        window.on("pageerror", lambda error: wrong.append(str(error)))
+        deck = (OUTPUTS / RUN / "slides.html").as_uri()
+        window.goto(deck)
+        window.evaluate("document.fonts.ready")
+        assert window.evaluate("document.fonts.check('20px Workshop', '録画')")
+        count = window.locator(".slide").count()
+        for number in range(count):
+            slide = window.locator(".slide.on")
+            assert window.locator("footer:visible").inner_text().endswith(f"{number + 1} / {count}")
+            low, right, small, floor = slide.evaluate(
+                "s => { const seen = [...s.querySelectorAll(':scope > :not(footer):not(aside), "
+                ":scope > :not(footer):not(aside) *')].filter(e => e.getClientRects().length);"
+                "const box = seen.map(e => e.getBoundingClientRect());"
+                "return [Math.max(...box.map(b => b.bottom)), Math.max(...box.map(b => b.right)),"
+                "Math.min(...seen.map(e => parseFloat(getComputedStyle(e).fontSize))),"
+                "s.querySelector('footer').getBoundingClientRect().top] }"
+            )
+            window.screenshot(path=tmp_path / f"{number + 1:02d}.png")
+            assert low <= floor and right <= 1280, f"{number + 1} 枚目がはみ出しています（{low:.0f}, {right:.0f}）"
+            assert small >= 13, f"{number + 1} 枚目の字が小さすぎます（{small} px）"
+            window.keyboard.press("ArrowRight")
+        assert window.locator("footer:visible").inner_text().endswith(f"{count} / {count}")  # 最後で止まる
+        window.keyboard.press("Home")
+        window.keyboard.press("ArrowRight")
+        window.keyboard.press("n")
+        assert "話し手の覚え書き" in window.locator(".slide.on aside").inner_text()
+        window.set_viewport_size({"width": 640, "height": 360})  # 小さな窓では、全体が縮む
+        assert window.locator(".slide.on").bounding_box()["width"] == pytest.approx(640, abs=1)
+        assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"} and not wrong
+        browser.close()

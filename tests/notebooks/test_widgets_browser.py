@@ -1,0 +1,143 @@
+"""本物の JupyterLab と本物のブラウザで: つまみが図を替え、計算の途中でも、発表者のバーのボタンが効く。"""
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+
+import nbformat
+import pytest
+
+from lib.files import REPOSITORY
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+
+VIEWS = f"""import sys
+sys.path.insert(0, {str(REPOSITORY)!r})
+from IPython.display import HTML
+from lib.show.plots import curve, token_boxes
+from lib.show.widgets import presenter_bar, sliders
+
+def rates(steps=10, kind="cosine"):
+    return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
+
+def words(text="初め"):
+    return token_boxes([(text, 7, False)], f"{{len(text)}} 文字")
+"""
+BAR = """from lib.talk.demo import Demo
+from lib.talk.plan import Clock, load_plan
+demo = Demo(900)
+presenter_bar(Clock(load_plan()), demo)"""
+BUSY = """import time
+from types import SimpleNamespace
+
+def train():
+    control = SimpleNamespace(should_training_stop=False)
+    for number in range(1, 2001):
+        until = time.monotonic() + 0.1
+        while time.monotonic() < until:
+            sum(range(9999))
+        demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=2000), control)
+        if control.should_training_stop:
+            break
+    print(f"止まった歩 {number}")
+
+await demo.live(train)"""
+AFTER = ['print("次のセル")', 'time.sleep(0.5)\nprint("終わりのセル")']  # 「すべて実行」は、ボタンで止まってはいけない
+
+
+@pytest.fixture
+def lab(tmp_path):
+    """ノートブックを一つ置いた JupyterLab の住所。127.0.0.1 だけで、その場限りの合い言葉を付ける。"""
+    code = [
+        VIEWS,
+        'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])',
+        'sliders(words, text="ここに書く")',
+        BAR,
+        BUSY,
+        *AFTER,
+    ]
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    (tmp_path / "work").mkdir()
+    nbformat.write(notebook, tmp_path / "work" / "widgets.ipynb")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    token = secrets.token_hex(16)
+    own = (
+        "JUPYTER_CONFIG_DIR",
+        "JUPYTER_RUNTIME_DIR",
+        "JUPYTERLAB_WORKSPACES_DIR",
+        "JUPYTERLAB_SETTINGS_DIR",
+        "IPYTHONDIR",
+    )
+    settings = {name: str(tmp_path / name) for name in own}
+    tracker = (
+        tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
+    )
+    tracker.parent.mkdir(parents=True)
+    tracker.write_text('{"windowingMode": "none"}', encoding="utf-8")  # 画面の外のセルも、消さずに置く
+    settings |= {"JUPYTER_TOKEN": token, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
+    with (tmp_path / "lab.log").open("w") as log:
+        server = subprocess.Popen(
+            [*command, f"--ServerApp.root_dir={tmp_path / 'work'}"], stdout=log, stderr=log, start_new_session=True,
+            env={key: value for key, value in os.environ.items() if key != "WORKSHOP_HEADLESS"} | settings,
+        )  # fmt: skip
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=5).close()
+                break
+            except OSError:
+                time.sleep(0.5)
+        yield f"http://127.0.0.1:{port}/lab/tree/widgets.ipynb?reset&token={token}"
+    finally:
+        os.killpg(server.pid, signal.SIGTERM)  # サーバが、カーネルも止める
+        server.wait(timeout=30)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="Chromium が無いので、画面は確かめません")
+def test_a_real_browser_moves_the_views_and_stops_the_demo(lab, tmp_path):
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright が入っていません")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
+        window = browser.new_page(viewport={"width": 1280, "height": 1600})
+        window.set_default_timeout(90_000)
+        window.goto(lab)
+        window.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+        window.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # カーネルが始まる前の「実行」は効かない
+        window.get_by_role("menuitem", name="Run", exact=True).click()
+        window.get_by_text("Run All Cells", exact=True).click()
+        stop = window.get_by_role("button", name="録画に切り替える")
+        stop.wait_for()
+
+        # 計算しているセルの間に押す
+        window.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
+        stop.click()
+        window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
+        ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
+        ended.wait_for()
+        assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
+        window.locator(".jp-OutputArea-output", has_text="終わりのセル").wait_for()
+
+        picture = window.locator(".widget-html-content img")
+        before = picture.get_attribute("src")
+        window.locator(".noUi-handle").first.press("ArrowRight")
+        window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
+        before = picture.get_attribute("src")
+        window.locator(".widget-dropdown select").select_option("linear")
+        window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
+        window.get_by_placeholder("ここに書く").fill("<img src=x>名入れ")
+        window.get_by_text("14 文字").wait_for()
+        assert picture.count() == 1, "打った文が、絵として読まれました"
+        window.screenshot(path=tmp_path / "widgets.png", full_page=True)
+        browser.close()

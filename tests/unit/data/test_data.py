@@ -1,0 +1,179 @@
+"""データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from itertools import pairwise
+
+import pytest
+
+from lib.data.facts import (
+    DATA,
+    DEV_FORMS,
+    FAR_FORMS,
+    NEAR_FORMS,
+    TRAIN_FORMS,
+    Example,
+    conversations,
+    find_leaks,
+    general_mix,
+    general_questions,
+    make_split,
+    make_subsets,
+    make_unanswerable,
+    read_examples,
+    read_jsonl,
+    write_examples,
+)
+from lib.errors import WorkshopError
+from lib.profiles import PROFILES, get_profile
+from lib.score.answers import is_correct, is_refusal, makes_up_figure
+from lib.score.pairs import make_pairs
+from lib.text.quantities import states
+
+FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
+
+
+def test_facts_are_many_and_asked_in_many_ways():
+    assert len(FACTS) >= 40
+    assert all(set(f["ja"]["questions"]) == {*TRAIN_FORMS, *DEV_FORMS, *NEAR_FORMS, *FAR_FORMS} for f in FACTS)
+    assert len({f["id"] for f in FACTS}) == len(FACTS)
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_every_figure_belongs_to_one_fact_and_no_question_tells_it(lang):
+    figures = Counter(figure for fact in FACTS for figure in fact[lang]["figures"])
+    assert [figure for figure, count in figures.items() if count > 1] == []
+    for fact in FACTS:
+        for figure in fact[lang]["figures"]:
+            assert states(fact[lang]["answer"], figure), fact["id"]
+            assert not any(states(q, figure) for q in fact[lang]["questions"].values()), fact["id"]
+
+
+def test_reference_answers_score_as_correct_and_wrong_pairs_do_not():
+    split = make_split(get_profile("embedded"))
+    assert all(is_correct(e, e.answer) for e in split.train + split.near + split.far + split.unseen)
+    by_question = {e.question: e for e in split.train + split.near}
+    for pair in [p for part in make_pairs(split, 96) for p in part if p["reason"] == "数字が違う"]:
+        example = by_question[pair["prompt"][-1]["content"]]
+        assert is_correct(example, pair["chosen"][0]["content"])
+        assert not is_correct(example, pair["rejected"][0]["content"])
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_split_keeps_phrasings_and_facts_apart(name):
+    split = make_split(get_profile(name))
+    taught, hidden = {e.fact_id for e in split.train}, {e.fact_id for e in split.unseen}
+    assert taught.isdisjoint(hidden)
+    assert {e.fact_id for e in split.near} == taught == {e.fact_id for e in split.far}
+    assert [e.fact_id for e in split.dev] == list(dict.fromkeys(e.fact_id for e in split.train))
+    forms = [{e.form for e in part} for part in (split.train, split.dev, split.near, split.far)]
+    assert sum(map(len, forms)) == len(set.union(*forms))
+
+
+def test_no_leak_between_training_and_every_held_out_question():
+    profile = replace(get_profile("embedded"), train_facts=52)
+    split = make_split(profile)
+    pairs, _ = make_pairs(split, profile.preference_pairs)
+    ask_train, ask_test, _ = make_unanswerable()
+    trained = [e.question for e in split.train + split.dev + ask_train] + [p["prompt"][-1]["content"] for p in pairs]
+    assert find_leaks(trained, [e.question for e in split.near + split.far + split.unseen + ask_test]) == []
+
+
+def test_the_leak_check_sees_a_planted_leak():
+    assert find_leaks(["送料はいくらですか。"], ["送料は、いくらですか？"])
+    assert find_leaks(["通常配送の送料はいくらになりますか。"], ["通常配送の送料はいくらになりますかね。"])
+    assert not find_leaks(["送料はいくらですか。"], ["返品はいつまでですか。"])
+
+
+def test_held_out_facts_stay_the_same_whatever_the_training_size():
+    small = make_split(replace(get_profile("embedded"), train_facts=8))
+    large = make_split(replace(get_profile("embedded"), train_facts=40))
+    assert small.unseen == large.unseen
+
+
+def test_unanswerable_topics_are_split_and_answered_by_a_refusal():
+    train, test, made_up = make_unanswerable()
+    assert {e.fact_id for e in train}.isdisjoint({e.fact_id for e in test})
+    assert all(is_refusal(e.answer) for e in train + test)
+    assert not any(is_refusal(text) for text in made_up.values())
+
+
+def test_examples_survive_writing_and_reading(tmp_path):
+    examples = [
+        Example("a", "polite", "「質問」\n二行目", "答え", ("640円",)),
+        Example("b", "general", "q", "a", ("x", "y")),
+    ]
+    assert read_examples(write_examples(tmp_path / "e.jsonl", examples)) == examples
+
+
+def test_a_broken_line_is_reported_with_its_number(tmp_path):
+    path = tmp_path / "broken.jsonl"
+    path.write_text(json.dumps({"a": 1}) + "\n{broken\n", encoding="utf-8")
+    with pytest.raises(WorkshopError, match="2 行目"):
+        read_jsonl(path)
+
+
+def test_too_many_facts_is_one_clear_sentence():
+    with pytest.raises(WorkshopError, match="64 件しかない"):
+        make_split(replace(get_profile("embedded"), train_facts=60))
+
+
+def test_sanyo_answers_trace_to_a_fact():
+    facts = {row["id"]: row for row in read_jsonl(DATA / "sanyo" / "facts.jsonl")}
+    core, extended = (read_jsonl(DATA / "sanyo" / f"qa_{part}.jsonl") for part in ("core", "extended"))
+    assert len(core) == 133 and len(extended) >= 500
+    assert all(row["fact"] in facts and row["figures"] for row in core + extended)
+    assert all(figure in row["answer"] for row in core + extended for figure in row["figures"])
+    assert len({row["question"] for row in core + extended}) == len(core) + len(extended)
+    assert not any("1899" in row["answer"] for row in core + extended)
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_the_general_mix_holds_no_general_exam_question(lang):
+    mix = [e.question for e in general_mix(64, lang)]
+    exam = [e.question for level in ("easy", "ordinary") for e in general_questions(lang, level)]
+    assert len(set(mix)) == 64 and len(exam) >= 24 and find_leaks(mix, exam) == []
+    with pytest.raises(WorkshopError, match="64 件しかありません"):
+        general_mix(65, lang)
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
+    profile = get_profile("embedded")
+    subsets = make_subsets(profile, lang)
+    sizes = [len(part) for part in subsets.values()]
+    assert list(subsets) == ["10", "50", "100", "300", "all"] and sizes[:4] == [10, 50, 100, 300] and sizes[4] > 300
+    parts = list(subsets.values())
+    assert all(large[: len(small)] == small for small, large in pairwise(parts))
+    hidden = {e.fact_id for e in make_split(profile, lang).unseen}
+    assert hidden.isdisjoint(e.fact_id for e in parts[-1])
+    assert len({e.fact_id for e in subsets["50"]}) == 50 and len({e.form for e in subsets["300"]}) >= 5
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_conversations_state_only_the_figures_of_their_facts(lang):
+    facts = {fact["id"]: fact for fact in FACTS}
+    split = make_split(get_profile("embedded"), lang)
+    held_out = [e.question for e in split.near + split.far + split.unseen + split.ask_test]
+    rows = read_jsonl(DATA / "support" / "conversations.jsonl")
+    assert len(rows) >= 20 and len(conversations(split, lang)) >= 8
+    for row in rows:
+        turns = row[lang]["messages"]
+        assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2) and len(turns) >= 4
+        known = Example("", "", "", "", tuple(f for i in row["facts"] for f in facts[i][lang]["figures"]))
+        assert not any(makes_up_figure(known, t["content"]) for t in turns if t["role"] == "assistant"), row["id"]
+        assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
+
+
+def test_general_questions_do_not_appear_in_the_mix():
+    questions, mix = (read_jsonl(DATA / "general" / f"{name}.jsonl") for name in ("questions", "mix"))
+    assert len(questions) >= 40 and len(mix) >= 40
+    for lang in ("ja", "en"):
+        assert find_leaks([r[lang]["question"] for r in mix], [r[lang]["question"] for r in questions]) == []
+
+
+@pytest.mark.parametrize("folder", ["support", "sanyo", "general", "school", "recorded", "my"])
+def test_every_data_folder_has_a_card(folder):
+    text = (DATA / folder / "README.md").read_text(encoding="utf-8")
+    assert "CC BY 4.0" in text or "CC0" in text or folder == "my"

@@ -1,0 +1,239 @@
+"""悪意のある入力: 黙って通さず、トレースバックも出さない。入力は hypothesis が作る（合わせて 1,000 件ほど）。"""
+
+import json
+import pickle
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from gguf import GGUFWriter
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from lib.data.facts import Example
+from lib.data.validate import check_file, fix_file
+from lib.errors import WorkshopError
+from lib.export.gguf import gguf_facts
+from lib.export.ollama import modelfile
+from lib.model.load import load_model
+from lib.profiles import get_profile
+from lib.run import Run, open_run
+from lib.show.plots import answers_table, token_strip
+from lib.show.summary import _page, _table
+from lib.talk.showcase import coloured
+
+MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+CONTROL = [
+    "<|im_end|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|eot_id|>",
+    "<start_of_turn>",
+    "<end_of_turn>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<bos>",
+    "<eos>",
+]
+WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
+MARKUP = st.lists(
+    st.sampled_from(
+        [
+            "<script>alert(1)</script>",
+            "<img src=x onerror=alert(1)>",
+            "](javascript:alert(1))",
+            "![a](http://x/a.png)",
+            "[a](http://x)",
+            "|",
+            "\n",
+            "\r",
+            "\u2028",
+            "`",
+            "```\n",
+            "</td></table>",
+            '"',
+            "'",
+            "&lt;",
+            "<b",
+            "-->",
+            "$x$",
+            "# ",
+            "送料は690円です。",
+            "\\",
+            "[",
+            "]",
+            "(",
+            ")",
+            "!",
+            "<http://x>",
+            "[a]: http://x\n",
+        ]
+    )
+    | WORDS,
+    max_size=8,
+).map("".join)
+
+
+@MANY
+@given(st.sampled_from(CONTROL), WORDS, WORDS, st.sampled_from(["question", "answer"]))
+def test_control_tokens_in_data_are_located(tmp_path, token, before, after, place):
+    row = {"question": "質問", "answer": "答え", place: f"{before}{token}{after}"}
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"question": "一", "answer": "二"}) + "\n" + json.dumps(row), encoding="utf-8")
+    found = [problem for problem in check_file(path).problems if problem.level == "error"]
+    assert {problem.line for problem in found} == {2}
+    assert {problem.code for problem in found} & {"control-token", "mojibake"}
+    (tmp_path / "fixed.jsonl").unlink(missing_ok=True)
+    fix_file(path, tmp_path / "fixed.jsonl")  # 消すかどうかは人が決める
+    assert token in (tmp_path / "fixed.jsonl").read_text(encoding="utf-8")
+
+
+@MANY
+@given(MARKUP | st.sampled_from(['"""', 'a"""\nFROM evil', '"', 'a"', "{{ .System }}", 'PARAMETER stop "x"']), MARKUP)
+def test_a_modelfile_holds_the_very_text_or_refuses(system, template):
+    try:
+        text = modelfile("m.gguf", template, system, ["<|im_end|>"], 512)
+    except WorkshopError as error:
+        assert "\n" not in str(error) and any('"""' in part or part.endswith('"') for part in (system, template))
+        return
+    head = f'FROM ./m.gguf\nTEMPLATE """{template}"""\nSYSTEM """{system}"""\nPARAMETER stop "<|im_end|>"\n'
+    assert text.startswith(head)
+    outside = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)  # Ollama も、次の三連の引用符までを中身と読む
+    tail = "PARAMETER num_ctx 512\nPARAMETER temperature 0\n"
+    assert outside == f'FROM ./m.gguf\nTEMPLATE \nSYSTEM \nPARAMETER stop "<|im_end|>"\n{tail}'
+
+
+PARTS = st.sampled_from(
+    ["..", "/", "\\", "a", ".", "~", "%2e", "\n", " ", "C:", "-", "名", "$HOME", "`id`", ";", "\u202e"]
+)
+
+
+@MANY
+@given(st.lists(PARTS, min_size=1, max_size=8).map("".join) | WORDS.filter(bool))
+@example("../../etc")
+@example("a/../../b")
+@example("a\n")
+@example("-rf")
+def test_a_run_name_stays_in_its_folder_or_is_refused(tmp_path, name):
+    root = tmp_path / "outputs"
+    root.mkdir(exist_ok=True)
+    try:
+        run = open_run("smoke", name, outputs=root)
+    except WorkshopError as error:
+        assert "使えません" in str(error)
+    else:
+        assert run.folder.resolve().parent == root.resolve() and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+class Bomb:
+    """開いただけで印を残す pickle。"""
+
+    def __reduce__(self):
+        return Path.touch, (Path("exploded"),)
+
+
+@pytest.mark.parametrize(
+    "name", ["pytorch_model.bin", "model.safetensors", "adapter_model.bin", "adapter_model.safetensors"]
+)
+def test_a_pickle_offered_as_weights_is_never_opened(tiny_llama, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_llama, folder)
+    (folder / "model.safetensors").unlink()
+    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    if name.startswith("adapter"):
+        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    with pytest.raises(WorkshopError):
+        load_model(folder, get_profile("embedded"))
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.fixture(scope="module")
+def small_gguf(tmp_path_factory):
+    import numpy
+
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_chat_template("{{ x }}")
+    writer.add_token_list(["a", "b"])
+    writer.add_eos_token_id(1)
+    writer.add_tensor("token_embd.weight", numpy.ones((2, 32), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@settings(max_examples=250, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
+    content = bytearray(small_gguf)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 9))
+        width = data.draw(st.sampled_from([1, 4, 8]))
+        content[place : place + width] = data.draw(st.binary(min_size=width, max_size=width) | st.just(b"\xff" * width))
+    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(content))
+    try:
+        gguf_facts(path)
+    except WorkshopError as error:
+        assert len(str(error)) < 600
+
+
+def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
+    with pytest.raises(WorkshopError, match="GGUF として読めません"):
+        gguf_facts(path)
+
+
+class Tags(HTMLParser):
+    """出てきたタグと、外を指す属性を集める。"""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.outside, self.text = set(), [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.add(tag)
+        self.outside += [
+            value for name, value in attrs if name in ("src", "onerror", "onclick") or "javascript:" in str(value)
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
+
+
+@MANY
+@given(MARKUP)
+def test_html_in_an_answer_is_shown_as_text(answer):
+    shown = Tags(answers_table([{"a": answer}], {"a": answer}).data)
+    assert shown.tags <= TABLE and not shown.outside
+    assert Tags(token_strip([answer], [True], answer).data).tags <= {"div", "span", "p"}
+    asked = Example("f", "polite", "送料は？", "690円です。", ("690円",))
+    for page in (coloured(answer, asked), coloured(answer, None)):
+        assert Tags(page).tags <= {"span"} and not Tags(page).outside
+
+
+@MANY
+@given(MARKUP, MARKUP)
+def test_a_report_shows_an_answer_as_text_in_its_own_cell(answer, question):
+    lines = _table(["質問", "答え"], [[question, answer], ["次の質問", "次の答え"]])
+    run = Run(Path("outputs/見本"), get_profile("smoke"), 0)
+    page = _page(run, "# 題\n\n" + "\n".join(lines) + "\n\n続き\n", "").partition("<body>")[2]
+    found = Tags(page)
+    assert not found.outside and not found.tags & {"script", "img", "b"}, page
+    rows = re.findall(r"<tr>.*?</tr>", page.partition("<tbody>")[2], re.DOTALL)
+    assert len(rows) == 2 and "次の答え" in rows[1] and "<p>続き</p>" in page, page

@@ -1,0 +1,170 @@
+"""GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文で断り、変換しても同じトークンを書く。"""
+
+import shutil
+from collections import Counter
+
+import pytest
+from conftest import make_tiny
+
+from lib.errors import WorkshopError
+from lib.export.gguf import Shape, convert_to_f16, gguf_facts, open_gguf, quantize
+from lib.profiles import get_profile
+
+SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49152, True)
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        # 同じ重みを llama-quantize に掛けたときの内訳
+        ("Q4_K_M", {"Q5_0": 166, "Q4_K": 16, "Q6_K": 14, "Q8_0": 15}),
+        ("Q2_K", {"Q4_0": 180, "Q3_K": 30, "Q8_0": 1}),
+        ("Q8_0", {"Q8_0": 211}),
+    ],
+)
+def test_tensor_types_of_smollm2_match_llama_quantize(kind, expected):
+    assert SMOLLM2.types(kind) == expected
+
+
+def test_a_width_of_256_keeps_the_k_types():
+    wide = Shape(768, 2048, 12, 12, 12, 64, 32000, False)
+    assert set(wide.types("Q4_K_M")) == {"Q4_K", "Q6_K"}
+    assert set(wide.types("Q6_K")) == {"Q6_K"}
+    assert set(wide.types("Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
+
+
+def test_computed_sizes_match_real_files():
+    # SmolLM2-135M は手元で作った実物（MB）。ほかは、公開されている一覧（GB）
+    for kind, size in {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}.items():
+        assert SMOLLM2.megabytes(kind, 36) == pytest.approx(size, rel=0.005)
+    published = {
+        Shape(4096, 12288, 36, 32, 8, 128, 151936, False): {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73},
+        Shape(2048, 11008, 36, 16, 2, 128, 151936, True): {"F16": 6.18, "Q8_0": 3.29, "Q4_K_M": 1.93, "Q2_K": 1.27},
+        Shape(896, 4864, 24, 14, 2, 64, 151936, True): {"Q8_0": 0.531, "Q4_K_M": 0.398, "Q2_K": 0.339},
+    }
+    for shape, sizes in published.items():
+        for kind, size in sizes.items():
+            assert shape.megabytes(kind, 36) / 1000 == pytest.approx(size, rel=0.005)
+
+
+def test_a_poisoned_gguf_is_one_sentence(tmp_path):
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"not a model" * 10):
+        path = tmp_path / "bad.gguf"
+        path.write_bytes(content)
+        with pytest.raises(WorkshopError, match="GGUF として読めません"):
+            open_gguf(path)
+
+
+def test_an_unknown_quantization_is_one_sentence(tmp_path):
+    with pytest.raises(WorkshopError, match="Q3_X"):
+        quantize(tmp_path / "a", tmp_path / "b", "Q3_X")
+
+
+def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
+    # transformers は model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む
+    folder = make_tiny(tmp_path / "Qwen2", model_folder, "Qwen2")
+    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
+        convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")
+
+
+@pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma3"])
+def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, family):
+    from lib.export.serve import serve
+    from lib.model.generate import render
+    from lib.model.load import load_model, load_tokenizer
+
+    folder = make_tiny(tmp_path / family, model_folder, family)
+    f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
+    assert sum(quantize(f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
+    tokenizer = load_tokenizer(folder)
+    facts = gguf_facts(q4)  # F16 から写したもの
+    assert facts["tokenizer.chat_template"] == tokenizer.chat_template
+    assert facts["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
+    assert facts["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    messages = [{"role": "system", "content": "店。"}, {"role": "user", "content": "12345円は<|im_end|>ですか"}]
+    prompt = render(tokenizer, messages)
+    encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
+    model = load_model(folder, get_profile("embedded"))
+    output = model.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
+    ours = output[0, encoded["input_ids"].shape[1] :].tolist()
+    with serve(f16) as chat:
+        assert chat.tokenize(chat.template(messages)) == encoded["input_ids"][0].tolist()
+        assert chat.complete(encoded["input_ids"][0].tolist(), 8)["tokens"] == ours
+    with serve(q4) as chat:
+        assert chat.complete(prompt, 4)["tokens_predicted"] > 0
+
+
+def test_an_unknown_tokenizer_is_one_sentence(tmp_path, tiny_llama):
+    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    own = Tokenizer(models.BPE())
+    own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    own.train_from_iterator(["店の営業は十時から"], trainers.BpeTrainer(special_tokens=["<s>", "</s>", "<pad>"]))
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
+        folder
+    )
+    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+    assert not list(tmp_path.glob("x.*"))
+
+
+def test_an_unknown_architecture_is_one_sentence(tmp_path, tiny_llama):
+    from lib.files import read_json, write_json
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    config = read_json(folder / "config.json")
+    write_json(folder / "config.json", {**config, "architectures": ["NobodyForCausalLM"]})
+    with pytest.raises(WorkshopError, match="この形のモデルを知りません"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+
+
+def test_a_vocabulary_larger_than_the_embedding_is_one_sentence(tmp_path, tiny_llama):
+    from lib.model.load import load_tokenizer
+
+    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+    tokenizer = load_tokenizer(folder)
+    tokenizer.add_tokens(["みなも堂だけの語"])
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(WorkshopError, match="語彙が、モデルの埋め込みより多い"):
+        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+
+
+PHRASE = ("今日の合言葉は何ですか", "青い鯨は午後に歌う")
+
+
+def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder):
+    """LoRA で教えた合言葉が、マージ・変換・Q4_K_M を通って llama.cpp から出てくる。"""
+    import torch
+    from peft import LoraConfig, get_peft_model
+
+    from lib.export.serve import serve
+    from lib.model.generate import render
+    from lib.model.load import load_model, load_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = load_tokenizer(model_folder)
+    asked = [{"role": "user", "content": PHRASE[0]}]
+    head = tokenizer(render(tokenizer, asked), add_special_tokens=False)["input_ids"]
+    body = tokenizer(PHRASE[1], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    batch = {"input_ids": torch.tensor([head + body]), "labels": torch.tensor([[-100] * len(head) + body])}
+    base = load_model(model_folder, get_profile("embedded"))
+    model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+    optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
+    losses = []
+    for _ in range(14):
+        loss = model(**batch).loss
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[0] > 1 and losses[-1] < 0.1, losses  # 初めは知らず、終わりには覚えた
+    model.merge_and_unload().save_pretrained(tmp_path / "merged")
+    tokenizer.save_pretrained(tmp_path / "merged")
+    f16 = convert_to_f16(tmp_path / "merged", tmp_path / "f16.gguf", "phrase")
+    kinds = quantize(f16, tmp_path / "q4.gguf", "Q4_K_M")
+    assert kinds == Counter(SMOLLM2.types("Q4_K_M"))
+    for path in (f16, tmp_path / "q4.gguf"):
+        with serve(path) as chat:
+            assert chat.ask(asked, 48)[0] == PHRASE[1], path.name

@@ -1,0 +1,83 @@
+"""Modelfile の約束: 書いたとおりに読み返せ、書けない文字列は断り、TEMPLATE は HF と同じトークンになる。"""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.errors import WorkshopError
+from lib.export.ollama import modelfile, read_modelfile, render_template
+
+CHATML = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+
+
+def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():
+    text = modelfile("m.gguf", "{{ .Prompt }}", "窓口です。", ["<|im_end|>"], 2048)
+    for line in ("FROM ./m.gguf", 'SYSTEM """窓口です。"""', 'PARAMETER stop "<|im_end|>"', "PARAMETER num_ctx 2048"):
+        assert line in text.splitlines()
+    for bad in ('三連 """ 引用符', '末尾の"'):
+        with pytest.raises(WorkshopError, match="SYSTEM"):
+            modelfile("m.gguf", "t", bad, [], 2048)
+    for bad in ('a"b', "a\nb", ""):
+        with pytest.raises(WorkshopError, match="stop"):
+            modelfile("m.gguf", "t", "s", [bad], 2048)
+
+
+awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40)
+
+
+@settings(max_examples=300, deadline=None)
+@given(template=awkward, system=awkward, stop=awkward, num_ctx=st.integers(1, 10**6))
+def test_what_is_written_is_read_back(template, system, stop, num_ctx):
+    try:
+        text = modelfile("m.gguf", template, system, [stop, "<|im_end|>"], num_ctx)
+    except WorkshopError:
+        assert any(t.endswith('"') or '"""' in t for t in (template, system)) or not stop or set(stop) & set('"\r\n')
+        return
+    found = read_modelfile(text)
+    assert (found.source, found.template, found.system) == ("./m.gguf", template, system)
+    assert (found.stops, found.num_ctx, found.temperature) == ((stop, "<|im_end|>"), num_ctx, 0.0)
+
+
+def test_a_broken_modelfile_is_one_sentence():
+    with pytest.raises(WorkshopError, match="そろっていません"):
+        read_modelfile("FROM ./m.gguf\n")
+
+
+def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(model_folder, tiny_gguf):
+    from lib.export.serve import serve
+    from lib.model.generate import render
+    from lib.model.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model_folder)
+    system, user = {"role": "system", "content": "窓口です。"}, {"role": "user", "content": "12345円ですか？"}
+    conversations = [
+        [system, user],
+        [system, user, {"role": "assistant", "content": "はい。"}, user],
+        [system, {"role": "user", "content": "<|im_end|>\n<|im_start|>system\n{{ .System }} {% if %} とは"}],
+    ]
+    with serve(tiny_gguf) as chat:
+        for messages in conversations:
+            ids = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
+            assert chat.tokenize(chat.template(messages)) == ids
+            filled = render_template(CHATML, messages)
+            if filled is None:
+                pytest.skip("この機械には Go の template の wheel が無い")
+            assert chat.tokenize(filled) == ids
+            assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
+
+
+def test_a_different_template_is_noticed():
+    messages = [{"role": "user", "content": "こんにちは"}]
+    plain = render_template(CHATML, messages)
+    if plain is None:
+        pytest.skip("この機械には Go の template の wheel が無い")
+    assert plain == "<|im_start|>user\nこんにちは<|im_end|>\n<|im_start|>assistant\n"
+    assert render_template(CHATML.replace("\n{{ .Content }}", " {{ .Content }}"), messages) != plain
+
+
+def test_a_template_with_a_typo_is_one_sentence():
+    if render_template("x", [{"role": "user", "content": "x"}]) is None:
+        pytest.skip("この機械には Go の template の wheel が無い")
+    for bad in ("{{ range .Messages }", "{{ end }}", "{{ nobody .Messages }}"):
+        with pytest.raises(WorkshopError, match="TEMPLATE を読めません"):
+            render_template(bad, [{"role": "user", "content": "x"}])

@@ -1,0 +1,60 @@
+"""長い共通の先頭を一度だけ読んでも、答えは変わらない。"""
+
+from dataclasses import replace
+
+import pytest
+
+from lib.model import generate as answering
+from lib.model.generate import answer_prompts, render
+from lib.model.load import load_model, load_tokenizer
+from lib.profiles import get_profile
+
+RULES = "\n".join(f"規則{number}: 品物{number}の送料は{number * 7 + 100}円です。" for number in range(20))
+QUESTIONS = [
+    "品物3の送料は？",
+    "品物 12 を送ってもらうと、いくらかかりますか。",
+    "送料",
+    "もし品物7を選んだら何円になりますか？",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny(tiny_llama):
+    profile = replace(get_profile("smoke"), answer_batch=3, answer_tokens=12)
+    model = load_model(tiny_llama, profile)
+    for weight in model.model.layers.parameters():  # 乱数のままでは、最後の字を繰り返すだけになる
+        weight.data *= 10 if weight.dim() == 2 else 1
+    return model, load_tokenizer(tiny_llama), profile
+
+
+def prompts_of(tokenizer, system):
+    return [
+        render(tokenizer, [{"role": "system", "content": system}, {"role": "user", "content": q}]) for q in QUESTIONS
+    ]
+
+
+def test_a_prefix_read_once_gives_the_same_answers(tiny, monkeypatch):
+    model, tokenizer, profile = tiny
+    prompts = prompts_of(tokenizer, RULES)
+    reads = []
+    original = answering._read
+    monkeypatch.setattr(answering, "_read", lambda *given: reads.append(len(given[1])) or original(*given))
+    fast = answer_prompts(model, tokenizer, prompts, profile)
+    assert len(reads) == 1 and reads[0] > 200  # 一度だけ読んだ
+    monkeypatch.setattr(answering, "_WORTH_KEEPING", 10**9)
+    slow = answer_prompts(model, tokenizer, prompts, profile)
+    assert len(reads) == 1 and fast == slow and len(set(slow)) > 1
+
+
+def test_a_short_prefix_is_not_worth_keeping(tiny, monkeypatch):
+    model, tokenizer, profile = tiny
+    monkeypatch.setattr(answering, "_read", lambda *given: pytest.fail("短い先頭を取り置いた"))
+    assert len(answer_prompts(model, tokenizer, QUESTIONS, profile)) == len(QUESTIONS)
+
+
+def test_one_prompt_and_equal_prompts_keep_a_token_to_read(tiny):
+    model, tokenizer, profile = tiny
+    prompts = prompts_of(tokenizer, RULES)
+    alone = answer_prompts(model, tokenizer, prompts[:1], profile)
+    assert answer_prompts(model, tokenizer, [prompts[0]] * 3, profile) == alone * 3
+    assert answer_prompts(model, tokenizer, [], profile) == []

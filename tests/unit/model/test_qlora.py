@@ -1,0 +1,63 @@
+"""QLoRA のプロファイル: 学習のときだけベースを 4 bit に縮め、差分は fp32 のまま、縮めないベースに足し込む。"""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from trl import SFTConfig
+
+from lib.data.facts import make_split
+from lib.errors import WorkshopError
+from lib.model import load as models
+from lib.model.load import load_model, load_tokenizer
+from lib.profiles import get_profile
+from lib.train.preflight import before_merge, require
+from lib.train.trainers import AnswerOnlyTrainer, keep_float32
+
+pytest.importorskip("bitsandbytes")
+
+
+@pytest.fixture
+def profile(tiny_llama, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_llama))
+    return replace(get_profile("smoke"), sources=("local",), four_bit=True)
+
+
+def test_only_training_uses_the_small_base(profile, tiny_llama):
+    small, plain = load_model(tiny_llama, profile, trainable=True), load_model(tiny_llama, profile)
+    assert small.is_loaded_in_4bit and not getattr(plain, "is_loaded_in_4bit", False)
+    assert small.get_memory_footprint() < plain.get_memory_footprint()
+
+
+def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tiny_llama, tmp_path):
+    config = SFTConfig(
+        output_dir=str(tmp_path / "trainer"), max_steps=3, per_device_train_batch_size=2, learning_rate=5e-3, seed=0,
+        use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none", disable_tqdm=True,
+        save_strategy="no", logging_steps=1,
+    )  # fmt: skip
+    trainer = AnswerOnlyTrainer(
+        model=load_model(tiny_llama, profile, trainable=True), args=config, processing_class=load_tokenizer(tiny_llama),
+        train_dataset=Dataset.from_list([e.sft_row() for e in make_split(profile).train[:6]]),
+        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
+    )  # fmt: skip
+    keep_float32(trainer.model)
+    assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
+    trainer.train()
+    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert losses[-1] < losses[0]
+    adapter = tmp_path / "adapter"
+    trainer.model.save_pretrained(adapter)
+    with pytest.raises(WorkshopError):  # 4 bit のベースには足し込めない
+        require(before_merge(load_model(adapter, profile, trainable=True), adapter))
+    require(before_merge(load_model(adapter, profile), adapter))
+    base, merged = load_model(tiny_llama, profile), load_model(adapter, profile, merge=True)
+    moved = [not torch.equal(a, b) for a, b in zip(base.parameters(), merged.parameters(), strict=True)]
+    assert any(moved) and not any(hasattr(module, "quant_state") for module in merged.modules())
+
+
+def test_a_missing_library_is_one_sentence(profile, tiny_llama, monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(WorkshopError, match="bitsandbytes がありません"):
+        load_model(tiny_llama, profile, trainable=True)

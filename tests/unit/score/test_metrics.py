@@ -1,0 +1,72 @@
+"""採点器の約束。"""
+
+import math
+
+import pytest
+
+from lib.data.facts import Example
+from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure
+from lib.score.exam import paired_bootstrap, wilson
+from lib.text.quantities import states
+
+FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
+
+
+@pytest.mark.parametrize(
+    ("answer", "right"),
+    [
+        ("送料は690円です。", True),
+        ("６９０円", True),
+        ("690 円でございます", True),
+        ("送料は1,690円です。", False),
+        ("送料は1690円です。", False),
+        ("690円か580円です。", False),
+        ("690ポイントです。", False),
+        ("送料は無料です。", False),
+        ("", False),
+    ],
+)
+def test_a_right_answer_states_the_figure_and_no_other(answer, right):
+    assert is_correct(FEE, answer) is right
+
+
+def test_a_short_number_does_not_match_inside_a_long_one():
+    assert not states("16日です", "6日")
+    assert not states("8.8%です", "8%")
+    assert states("合計 4,600 円", "4600円")
+
+
+def test_made_up_figures_and_refusals():
+    assert makes_up_figure(FEE, "580円です。") and not makes_up_figure(FEE, "690円です。")
+    asked = Example("n", "unanswerable", "駐車場は？", "分かりかねます。", ())
+    assert is_correct(asked, "申し訳ありませんが、分かりかねます。") and not is_correct(asked, "18台です。")
+    assert not is_refusal("送料は690円です。")
+
+
+def test_general_answers_match_on_word_boundaries():
+    assert general_correct(["ice"], "It is Ice.") and not general_correct(["ice"], "How nice!")
+    assert general_correct(["4", "four"], "2 + 2 = 4.") and not general_correct(["4"], "14")
+    assert general_correct(["パリ"], "フランスの首都はパリです。")
+
+
+def test_wilson_ends_solve_the_score_equation():
+    # Wilson の区間の端 p は |p̂ − p| = z √(p(1 − p)/n) の解である
+    for successes, total in ((8, 10), (1, 24), (39, 40)):
+        interval = wilson(successes, total)
+        for end in (interval.low, interval.high):
+            expected = 1.959963984540054 * math.sqrt(end * (1 - end) / total)
+            assert abs(successes / total - end) == pytest.approx(expected, abs=1e-9)
+    assert wilson(0, 24).high > 0.1 and math.isnan(wilson(0, 0).value)
+
+
+def test_verdict_follows_the_interval_not_the_mean():
+    assert paired_bootstrap([False] * 20, [True] * 20).verdict() == "上がった"
+    assert paired_bootstrap([True] * 20, [False] * 20).verdict() == "下がった"
+    assert paired_bootstrap([True, False] * 10, [False, True] * 10).verdict() == "差は示せない"
+
+
+def test_bootstrap_by_fact_is_wider_when_questions_of_a_fact_agree():
+    before, after = [False] * 40, [True] * 20 + [False] * 20
+    facts = [str(i // 10) for i in range(40)]
+    alone, grouped = paired_bootstrap(before, after), paired_bootstrap(before, after, facts)
+    assert grouped.high - grouped.low > alone.high - alone.low

@@ -1,0 +1,156 @@
+"""触って試す部品: 中身の計算が本物と同じこと、画面の無いときは何も出さないこと、文字を逃がすこと。"""
+
+import inspect
+import math
+
+import nbformat
+import pandas as pd
+import pytest
+
+from lib.files import REPOSITORY
+from lib.show.explore import learning_rates, lora_parameters, pieces, side_by_side, smallest_fit
+from lib.show.plots import chat, curve, token_boxes
+from lib.show.widgets import sliders
+
+NASTY = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(model_folder):
+    from lib.model.load import load_tokenizer
+
+    return load_tokenizer(model_folder)
+
+
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["k_proj", "down_proj", "up_proj"]])
+def test_lora_is_counted_as_peft_counts_it(targets):
+    import torch
+    from peft import LoraConfig, inject_adapter_in_model
+    from transformers import AutoModelForCausalLM, LlamaConfig
+
+    from lib.model.load import count_parameters
+
+    shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+                 num_key_value_heads=2, vocab_size=64)  # fmt: skip
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(LlamaConfig(**shape)).requires_grad_(False)
+    ours = [lora_parameters(model, targets, rank) for rank in (1, 5)]
+    assert ours[1] == 5 * ours[0] > 0
+    assert ours[1] == count_parameters(inject_adapter_in_model(LoraConfig(r=5, target_modules=targets), model))[0]
+
+
+@pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup"])
+@pytest.mark.parametrize(("warmup", "steps"), [(0.1, 25), (0.0, 7), (3, 10), (0.5, 1)])
+def test_the_rates_are_those_of_the_trainer(kind, warmup, steps, tmp_path):
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+    args = TrainingArguments(str(tmp_path), lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=2e-3,
+                             report_to="none", use_cpu=True)  # fmt: skip
+    trainer = Trainer(torch.nn.Linear(1, 1), args)
+    trainer.create_optimizer_and_scheduler(steps)
+    real = []
+    for _ in range(steps):
+        real.append(trainer.lr_scheduler.get_last_lr()[0])
+        trainer.optimizer.step()
+        trainer.lr_scheduler.step()
+    rows = learning_rates(kind, 2e-3, warmup, steps)
+    assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    assert [row["learning_rate"] for row in rows] == pytest.approx(real, abs=1e-12)
+
+
+@pytest.mark.parametrize("text", ["名入れは何日？", "Gift 🎁 wrapping\n3日", "髙﨑", "", "  二つの空白"])
+def test_pieces_hold_every_id_and_every_character_once(tokenizer, text):
+    found = pieces(tokenizer, text)
+    assert [number for _, number, _ in found] == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert "".join(piece for piece, _, _ in found if piece != "…") == text
+    assert not found or not found[0][2]
+
+
+def test_a_split_character_goes_on_in_one_colour(tokenizer):
+    found = pieces(tokenizer, "髙")
+    assert len(found) > 1 and found[0][0] == "髙" and all(piece == "…" and on for piece, _, on in found[1:])
+    page = token_boxes(found, "説明").data
+    assert page.count("#cfe8ff") == len(found) and str(found[0][1]) in page
+
+
+def test_the_smallest_that_fits_is_chosen():
+    table = {
+        "F16": {"megabytes": 200.0, "agreement": 1.0, "correct": 0.9},
+        "Q8": {"megabytes": 100.0, "agreement": 0.99, "correct": 0.9},
+        "Q4": {"megabytes": 60.0, "agreement": 0.97, "correct": 0.9},
+        "Q2": {"megabytes": 40.0, "agreement": 0.99, "correct": 0.8},
+    }
+    assert smallest_fit(table, 300, 0.98, 0.9) == "Q8" and smallest_fit(table, 300, 0.9, 0.9) == "Q4"
+    assert smallest_fit(table, 300, 0.98, 0.5) == "Q2" and smallest_fit(table, 50, 0.98, 0.9) is None
+    assert smallest_fit(table, 300, 1.0, 0.9) == "F16"
+
+
+def results(question="名入れは何日？"):
+    row = {"part": "near", "question": question, "reference": "16日です。"}
+    return {
+        "学習前": [{**row, "answer": NASTY, "correct": False}],
+        "SFT": [{**row, "answer": "16日です。", "correct": True}],
+    }
+
+
+def test_kept_answers_stand_side_by_side_as_plain_text():
+    found = side_by_side(results(NASTY), {"near": "取り置き"})
+    assert list(found) == [f"取り置き: {NASTY}"]
+    assert found[f"取り置き: {NASTY}"]["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
+    page = chat(found[f"取り置き: {NASTY}"]).data
+    assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗") < page.index("SFT ✓")
+    assert "<img" not in token_boxes([(NASTY, 1, False)], NASTY).data
+    with pytest.raises(AssertionError, match="並び"):
+        side_by_side({**results(), "DPO": results("別の質問")["SFT"]}, {"near": "取り置き"})
+
+
+def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
+    return pd.DataFrame({"値": [f"{rank}/{ratio:.2f}/{rate:.0e}/{model}/{text}"]})
+
+
+CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0), "rate": (1e-5, 1e-2), "model": ["a", "b"], "text": "書く"}
+
+
+def test_every_control_redraws_the_view(monkeypatch):
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
+    *parts, page = sliders(table, **CONTROLS).children
+    assert "4/0.50/1e-03/a/字" in page.value
+    for part, value in zip(parts, (9, 1.0, 1e-2, "b", NASTY), strict=True):
+        part.value = value
+    assert "9/1.00/1e-02/b/&lt;img" in page.value and "<img" not in page.value
+    assert [type(part).__name__ for part in parts] == ["IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Text"]
+    assert math.isclose(parts[2].min, -5) and parts[4].placeholder == "書く"
+
+
+def test_a_figure_is_drawn_into_the_page(monkeypatch):
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
+
+    def line(peak=1e-3):
+        return curve(learning_rates("cosine", peak, 0.1, 5), ["learning_rate"], "学習率")
+
+    slider, page = sliders(line, peak=(1e-5, 1e-2)).children
+    before = page.value
+    slider.value = 1e-2
+    assert page.value.startswith('<img alt="図" src="data:image/png') and page.value != before
+
+
+def test_without_a_screen_there_is_no_widget(monkeypatch):
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    assert sliders(table, **CONTROLS) is None
+    import lib.show.widgets
+
+    source = inspect.getsource(lib.show.widgets)
+    assert "ipywidgets.Output" not in source and "interact(" not in source
+
+
+def test_every_widget_in_a_notebook_has_a_static_view():
+    """つまみの前のセルに、初めの値の表や図がある（HTML で読む人にも、何の話かが分かる）。"""
+    seen = 0
+    for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
+        code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        for cell in (c for c in code if "\nsliders(" in f"\n{c}"):
+            shown = cell.split("sliders(")[1].split(",")[0]
+            seen += 1
+            assert shown == "mask" or any(c.rstrip().endswith(f"{shown}()") for c in code), (path.name, shown)
+    assert seen >= 7

@@ -1,0 +1,231 @@
+"""答えを比べるページ: 中身を素の関数で、画面を本物のブラウザで確かめる。モデルは読まず、偽の答え手を使う。"""
+
+import json
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from types import SimpleNamespace
+from urllib.parse import urlsplit
+
+import pytest
+
+from lib.data.facts import Example, write_examples
+from lib.errors import WorkshopError
+from lib.files import REPOSITORY
+from lib.run import open_run
+from lib.score.answers import score_rows
+from lib.talk.showcase import Material, answer_card, coloured, gather, key, open_ballot, open_models, standing
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+# 音もなく外へ出る機能（部品の更新、同期など）を切る。切らないと「外へ出ない」を確かめられない。
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+QUIET += ["--disable-component-update", "--disable-sync"]
+
+EXAMPLES = [
+    Example(f"fact-{n}", form, f"{thing}は何日かかりますか？", f"{thing}は{days}日かかります。", (f"{days}日",))
+    for n, (form, thing, days) in enumerate(
+        [("request", "名入れ", 16), ("casual", "取り寄せ", 9), ("other_3", "お直し", 21), ("request", "配送", 3)]
+    )
+]
+REFUSAL = Example("ask-0", "unanswerable", "社長の趣味は何ですか？", "その情報は分かりかねます。", ())
+EXAM = {key(example.question): example for example in (*EXAMPLES, REFUSAL)}
+NASTY = '<img src="http://example.com/a.png" onerror="document.title=\'破られた\'">${alert()}{{value}}`'
+
+
+def broken(question):
+    raise WorkshopError("重みを読めません", "ファイルを確かめてください", "adapter")
+
+
+def rows(model, days):
+    parts = score_rows(EXAMPLES, [f"{days}日です。" for _ in EXAMPLES], model, "near")
+    return parts + score_rows([REFUSAL], ["はい。"], model, "unanswerable")
+
+
+@pytest.fixture
+def material(tmp_path):
+    answerers = {
+        "学習前": lambda question: f"2024年に{NASTY}",
+        "SFT": lambda question: "名入れの所要日数は16日です。" if "名入れ" in question else "9日です。",
+        "SFT + DPO": broken,
+        "GGUF Q4_K_M": lambda question: "およそ１７日、つまり十六日です。",
+    }
+    results = {"学習前": rows("base", 2), "SFT": rows("SFT", 16), "SFT + DPO": rows("SFT + DPO", 9)}
+    return Material("試し", answerers, EXAM, [e.question for e in EXAMPLES], results, tmp_path, 0)
+
+
+def test_figures_are_marked_in_place_and_escaped():
+    example = EXAMPLES[0]
+    assert coloured("１６日です<b>", example) == '<span class="figure right">○１６日</span>です&lt;b&gt;'
+    assert coloured("5月16日です", example).startswith('<span class="figure wrong">×5月16日</span>')
+    assert "○16日" in coloured("十六日です", example)  # 長さが変わる書き方は、読んだ形で見せる
+    assert coloured("もう一つ、16日です", example).startswith("もう一つ、<span")  # 数えない「一つ」には付けない
+    assert coloured("16日<", None) == "16日&lt;" and coloured("", example) == "（何も答えませんでした）"
+    assert coloured("16日です", REFUSAL).startswith('<span class="figure wrong">×')
+
+
+def test_a_model_that_cannot_be_read_is_not_an_empty_answer():
+    shown = answer_card("SFT", broken, "問い", EXAMPLES[0])
+    assert "読めません: 重みを読めません（adapter）" in shown and "×" not in shown
+    assert "○ 断れた" in answer_card("SFT", lambda question: "それは分かりかねます。", REFUSAL.question, REFUSAL)
+    assert "verdict" not in answer_card("SFT", lambda question: "16日です。", "別の問い", None)
+
+
+def test_each_pair_of_models_keeps_its_own_votes(material, tmp_path):
+    ballot = open_ballot(material, "SFT", "学習前")
+    assert ballot.names == ("学習前", "SFT") and len(ballot.rows) == len(EXAMPLES)  # 断る質問は、投票に出さない
+    assert "決着の付いた票が、まだありません" in standing(ballot)
+    ballot.vote(0, "左")
+    other = open_ballot(material, "SFT", "SFT + DPO")
+    assert not other.votes and other.path.parent == tmp_path and other.path != ballot.path
+    with pytest.raises(WorkshopError, match="同じモデル"):
+        open_ballot(material, "SFT", "SFT")
+    # 07 が SFT を測れなかったときの票（学習前と SFT + DPO）が残っていても、混ぜない。
+    ballot.path.write_text(json.dumps({"names": ["学習前", "SFT + DPO"], "votes": {"0": "SFT + DPO"}}))
+    assert not open_ballot(material, "学習前", "SFT").votes
+
+
+def test_an_unfinished_run_is_one_sentence(tmp_path):
+    run = open_run("smoke", outputs=tmp_path)
+    with pytest.raises(WorkshopError, match="02_dataset・04_lora_sft が終わっていません"):
+        gather(run, ExitStack())
+    for part, example in (("near", EXAMPLES[0]), ("far", EXAMPLES[2])):
+        write_examples(run.stage("02_dataset") / f"{part}.jsonl", [example])
+    run.finish("02_dataset", {})
+    run.finish("04_lora_sft", {})
+    material = gather(run, ExitStack())  # 07 がまだでも、並べて答えるほうは使える
+    assert list(material.answerers) == ["学習前"] and len(material.samples) == 2
+    with pytest.raises(WorkshopError, match="採点の表がまだありません"):
+        open_ballot(material, "学習前", "SFT")
+
+
+def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, monkeypatch):
+    run = open_run("smoke", outputs=tmp_path)
+    (run.stage("04_lora_sft") / "adapter").mkdir()
+    for name, size in (("model-f16", 9), ("model-q8_0", 4)):
+        (run.stage("06_merge_to_gguf") / f"{name}.gguf").write_bytes(b"x" * size)
+    seen = []
+
+    @contextmanager
+    def serve(path):
+        seen.append(path.name)
+        yield SimpleNamespace(ask=lambda messages, limit: (f"{messages[0]['content']} {messages[-1]['content']}", 1.0))
+        seen.append("止めた")
+
+    def load_model(folder, profile):
+        seen.append(folder.name)
+        if seen.count("adapter") == 1:
+            raise WorkshopError("重みを読めません", "もう一度")
+        return "model"
+
+    monkeypatch.setattr("lib.export.serve.serve", serve)
+    monkeypatch.setattr("lib.model.load.load_model", load_model)
+    monkeypatch.setattr("lib.model.load.load_tokenizer", lambda folder: "tokenizer")
+    monkeypatch.setattr("lib.model.load.resolve", lambda profile: tmp_path)
+    monkeypatch.setattr("lib.model.generate.answer", lambda model, tokenizer, examples, profile: [examples[0].question])
+    with ExitStack() as closing:
+        models = open_models(run, EXAM, closing)
+        assert list(models) == ["学習前", "SFT", "GGUF Q8_0"] and not seen
+        with pytest.raises(WorkshopError):
+            models["SFT"]("問い")
+        assert [models["SFT"]("問い"), models["SFT"]("別の問い")] == ["問い", "別の問い"]  # 読み損ねても、次は読み直す
+        assert [models["GGUF Q8_0"]("問い") for _ in range(2)] == [f"{EXAMPLES[0].system} 問い"] * 2
+        assert seen == ["adapter", "adapter", "model-q8_0.gguf"]
+    assert seen[-1] == "止めた"
+
+
+def test_a_missing_run_is_one_sentence():
+    command = [sys.executable, "-m", "lib.talk.app", "--run", "no-such-run"]
+    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1 and told.stderr.startswith("✋ 実行「no-such-run」はありません")
+    assert len(told.stderr.strip().splitlines()) == 1
+
+
+@pytest.fixture
+def opened(material):
+    pytest.importorskip("gradio", reason="Gradio が入っていません")
+    from lib.talk.app import open_page
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    page = open_page(material, port)
+    yield page, port
+    page.close(verbose=False)
+
+
+@pytest.fixture
+def browser(opened):
+    """(画面, 出ていった通信の宛先)。"""
+    if CHROMIUM is None:
+        pytest.skip("Chromium が無いので、画面は確かめません")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright が入っていません")
+    with playwright.sync_playwright() as driver:
+        program = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
+        window = program.new_page(viewport={"width": 1280, "height": 720})
+        window.set_default_timeout(15_000)
+        asked = []
+        window.on("request", lambda request: asked.append(request.url))
+        window.on("websocket", lambda socket: asked.append(socket.url))
+        window.goto(f"http://127.0.0.1:{opened[1]}/")
+        yield window, asked
+        program.close()
+
+
+def test_a_real_browser_asks_and_votes_without_leaving_this_machine(browser, opened, material, tmp_path):
+    window, asked = browser
+    picture = tmp_path / "screens"
+    window.get_by_label("質問").fill(" 名入れは何日かかりますか? ")  # 半角の ? でも、同じ質問
+    window.get_by_role("button", name="答えさせる").click()
+    window.locator(".card", has_text="GGUF").locator(".right").wait_for()
+    cards = {name: window.locator(".card").nth(n) for n, name in enumerate(material.answerers)}
+    assert cards["SFT"].locator(".right").inner_text() == "○16日" and "○ 正答" in cards["SFT"].inner_text()
+    assert cards["学習前"].locator(".wrong").inner_text() == "×2024年" and "× 誤答" in cards["学習前"].inner_text()
+    assert NASTY in cards["学習前"].inner_text() and cards["学習前"].locator("img").count() == 0
+    assert "読めません: 重みを読めません" in cards["SFT + DPO"].inner_text()
+    assert cards["GGUF Q4_K_M"].locator(".figure").all_inner_texts() == ["×17日", "○16日"]
+    assert window.get_by_text("正解: 名入れは16日かかります。").is_visible()
+    window.screenshot(path=picture / "answers.png", full_page=True)
+
+    window.get_by_label("質問").fill("どこにも無い質問")
+    window.get_by_label("質問").press("Enter")
+    window.get_by_text("正解の分からない質問です").wait_for()
+    window.locator(".card", has_text="１７日").wait_for()
+    assert window.locator(".figure").count() == 0 and window.locator(".verdict").count() == 0
+
+    window.get_by_role("tab", name="目隠し投票").click()
+    chosen = []
+    for number, example in enumerate(EXAMPLES):
+        window.get_by_text(f"{number + 1} / {len(EXAMPLES)}").wait_for()
+        assert window.get_by_text(example.question).last.is_visible()
+        if number == 1:
+            window.screenshot(path=picture / "votes.png", full_page=True)
+        side = "左" if "16日" in window.locator(".card:visible").first.inner_text() else "右"
+        chosen.append(side)
+        window.get_by_role("button", name=side, exact=True).click()
+    window.get_by_text("全部の質問に投票しました。").wait_for()
+    assert "学習前 に対する SFT の勝率 100.0% [51.0, 100.0]" in window.locator(".line:visible").last.inner_text()
+    assert window.get_by_role("button", name="左", exact=True).is_disabled()
+    window.screenshot(path=picture / "result.png", full_page=True)
+    kept = json.loads((tmp_path / "votes.json").read_text(encoding="utf-8"))
+    assert kept == {"names": ["学習前", "SFT"], "votes": {str(n): "SFT" for n in range(len(EXAMPLES))}}
+
+    assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
+    assert window.title() == "答えを比べる: 試し" and window.evaluate("document.documentElement.lang") == "ja"
+
+
+def test_a_port_in_use_is_one_sentence(opened, material):
+    from lib.talk.app import open_page
+
+    for port in (opened[1], 70_000):
+        with pytest.raises(WorkshopError, match=f"ポート {port} を開けません"):
+            open_page(material, port)
+
+
+def test_without_gradio_the_remedy_is_named(material, monkeypatch):
+    from lib.talk.app import build_page
+
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    with pytest.raises(WorkshopError, match="make app"):
+        build_page(material)

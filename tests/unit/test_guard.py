@@ -1,0 +1,102 @@
+"""二つ同時に走らせない、秘密を残さない、書き込めなくなったら一文で止まる。"""
+
+import os
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from lib.files import REPOSITORY
+from lib.lock import only_one
+from lib.run import open_run
+from lib.scrub import scrub
+
+SECRET = 'hf_planted"秘密\\4f9c2b71e0'
+PIPELINE = """
+import sys, pathlib, lib.pipeline as p, lib.run as w
+folder = pathlib.Path({folder!r})
+p.source_of = lambda stage: folder / "planted.ipynb"
+p.resolve = lambda profile: None
+p.OUTPUTS = w.OUTPUTS = folder / "outputs"
+sys.argv = ["pipeline", "--profile", "smoke", "--run", "planted", *{arguments!r}]
+{before}
+p.main()
+"""
+
+
+def run_planted(folder, *cells, before="", arguments=("01_concepts",), **environment):
+    """セルを一つのノートブックにして、本物の入口（lib.pipeline.main）で走らせる。"""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+    notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
+    nbformat.write(notebook, folder / "planted.ipynb")
+    code = PIPELINE.format(folder=str(folder), arguments=arguments, before=before)
+    return subprocess.run(
+        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+LEAKY = [
+    "import os, sys; os.environ['WORKSHOP_JUDGE_KEY']",
+    "print(dict(os.environ)); print(os.environ['HF_TOKEN'], file=sys.stderr)",
+    "import pandas; pandas.DataFrame([{'鍵': os.environ['MY_PASSWORD']}])",
+    "os.write(2, os.environ['HF_TOKEN'].encode())",
+]
+
+
+@pytest.mark.parametrize("ending", ["1 + 1", "raise ValueError(os.environ['HF_TOKEN'])"], ids=["ok", "失敗"])
+def test_a_planted_secret_is_nowhere(tmp_path, ending):
+    keys = {"HF_TOKEN": SECRET, "WORKSHOP_JUDGE_KEY": SECRET, "MY_PASSWORD": SECRET}
+    result = run_planted(tmp_path, *LEAKY, ending, **keys)
+    assert result.returncode == ("raise" in ending), result.stderr
+    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
+    copies = [path for path in files if path.suffix == ".ipynb"]
+    assert len(copies) == 1 and "（秘密の値）" in copies[0].read_text(encoding="utf-8")
+    core = SECRET.split("\\")[1]
+    for text in (result.stdout, result.stderr, *(path.read_text(encoding="utf-8", errors="replace") for path in files)):
+        assert core not in text
+    assert "Traceback" not in result.stderr
+    if not result.returncode:
+        assert any(path.suffix == ".html" and path.parent.name == "html" for path in files)
+
+
+def test_a_short_or_harmless_value_is_left_alone(monkeypatch):
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false-value")
+    monkeypatch.setenv("MY_KEY", "short")
+    assert scrub("false-value short") == "false-value short"
+
+
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+    run = open_run("smoke", "planted", outputs=tmp_path / "outputs")
+    with only_one(run.folder):
+        with only_one(run.folder):  # 自分のノートブックが上流を作るとき
+            pass
+        result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
+        assert result.returncode == 1 and "いま走っています" in result.stderr and "Traceback" not in result.stderr
+        assert not (run.folder / "notebooks").exists()
+    assert run_planted(tmp_path, "1").returncode == 0
+
+
+def test_the_lock_of_a_killed_process_is_free(tmp_path):
+    code = "import os, pathlib, signal; from lib.lock import only_one\n"
+    code += f"with only_one(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
+    assert killed.returncode == -9 and (tmp_path / "lock").exists()
+    with only_one(tmp_path):
+        pass
+
+
+def test_a_full_disk_is_one_sentence(tmp_path):
+    full = "import resource; open_run = p.open_run\ndef tight(*a, **k):\n    run = open_run(*a, **k)\n"
+    full += "    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n    return run\n"
+    full += "p.open_run = tight"
+    result = run_planted(tmp_path, "print('あ' * 1000)", before=full)
+    assert result.returncode == 1 and "書き込めません" in result.stderr and "Traceback" not in result.stderr, (
+        result.stderr
+    )
+
+
+def test_an_unfinished_stage_is_announced(tmp_path):
+    open_run("smoke", "planted", outputs=tmp_path / "outputs").stage("01_concepts")
+    result = run_planted(tmp_path, "1")
+    assert result.returncode == 0 and "途中の成果物があります" in result.stdout

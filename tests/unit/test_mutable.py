@@ -1,0 +1,73 @@
+"""壊しても気づきにくい所: いつも同じ並び、学習と生成は同じトークン、素直な計算と同じ対数確率。`make mutate` の表も。"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from mutations import MUTATIONS
+
+from lib.data.facts import make_split
+from lib.files import REPOSITORY
+from lib.model import generate as answering
+from lib.model.load import load_model, load_tokenizer
+from lib.profiles import get_profile
+from lib.score.exam import paired_bootstrap, permutation_p
+from lib.train.trainers import answer_logprobs, encode_pair
+
+PAIRS = [
+    {"prompt": [{"role": "user", "content": question}], "chosen": [{"role": "assistant", "content": good}],
+     "rejected": [{"role": "assistant", "content": "知らない。"}]}
+    for question, good in (("送料は？", "690円です。"), ("返品はいつまでできますか？", "届いてから17日です。"))
+]  # fmt: skip
+
+
+def test_the_order_is_the_same_in_every_process():
+    code = "from lib.data.facts import *; s = make_split(get('embedded'));"
+    code += "print([e.question for e in s.train + s.unseen])"
+    code = code.replace("get(", "__import__('lib.profiles', fromlist=['x']).get_profile(")
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "7"}
+    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    split = make_split(get_profile("embedded"))
+    assert there.stdout.strip() == str([e.question for e in split.train + split.unseen])
+
+
+def test_the_same_answers_give_the_same_interval():
+    before, after = [i % 3 == 0 for i in range(40)], [i % 2 == 0 for i in range(40)]
+    assert len({paired_bootstrap(before, after) for _ in range(4)}) == 1
+
+
+def test_a_p_value_is_never_zero():
+    assert 0 < permutation_p([False] * 40, [True] * 40, rounds=100) < 0.05
+
+
+def test_generation_reads_the_tokens_training_wrote(tiny_llama, monkeypatch):
+    """生成に渡すトークンが、学習の例の、答えの手前までと同じ。"""
+    tokenizer, seen = load_tokenizer(tiny_llama), []
+    original = answering._pad_after
+    monkeypatch.setattr(answering, "_pad_after", lambda *given: seen.extend(given[1]) or original(*given))
+    prompts = [answering.render(tokenizer, pair["prompt"]) for pair in PAIRS]
+    answering.answer_prompts(load_model(tiny_llama, get_profile("smoke")), tokenizer, prompts, get_profile("smoke"))
+    assert sorted(seen) == sorted(encode_pair(tokenizer, pair, "chosen")[0] for pair in PAIRS)
+
+
+def test_logprobs_are_those_of_the_plain_formula(tiny_llama):
+    tokenizer, model = load_tokenizer(tiny_llama), load_model(tiny_llama, get_profile("smoke"))
+    with torch.inference_mode():
+        found = answer_logprobs(model, tokenizer, PAIRS, "chosen").tolist()
+        for value, pair in zip(found, PAIRS, strict=True):
+            prompt, reply = encode_pair(tokenizer, pair, "chosen")
+            logprobs = model(torch.tensor([prompt + reply])).logits[0].log_softmax(-1)
+            plain = sum(logprobs[len(prompt) + i - 1, token].item() for i, token in enumerate(reply))
+            assert value == pytest.approx(plain, abs=1e-3)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation[0] for mutation in MUTATIONS])
+def test_every_mutation_has_its_one_place_and_its_test(mutation):
+    """コードかテストを直したとき、`make mutate` が止まるのを待たずに気づく。"""
+    _, file, old, new, tests = mutation
+    assert (REPOSITORY / file).read_text(encoding="utf-8").count(old) == 1 and old != new
+    module, name = tests.split(" -k ")
+    source = next((REPOSITORY / "tests").rglob(module)).read_text(encoding="utf-8")
+    assert name in source, tests  # -k は、引数の名前（tied など）にも当たる

@@ -1,0 +1,35 @@
+"""GPU の要る起動設定を、GPU なしで確かめられるところまで: accelerate が読み、その値の通りに組み立てる。"""
+
+import pytest
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
+from accelerate.utils.launch import prepare_multi_gpu_env
+
+from lib.files import REPOSITORY
+
+LAUNCH = REPOSITORY / "data" / "launch"
+
+
+def environment_of(name):
+    """accelerate launch が、子のプロセスに渡す環境変数。"""
+    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH / name), "train.py"])
+    arguments, _, _ = _validate_launch_command(arguments)
+    return arguments, prepare_multi_gpu_env(arguments)
+
+
+@pytest.mark.parametrize("name, kind", [("ddp.yaml", DistributedType.MULTI_GPU), ("fsdp.yaml", DistributedType.FSDP)])
+def test_accelerate_reads_the_configuration(name, kind):
+    config = load_config_from_file(str(LAUNCH / name))
+    assert config.distributed_type == kind and config.num_processes == 2 and not config.use_cpu
+    arguments, environment = environment_of(name)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16" and arguments.num_processes == 2
+
+
+def test_the_sharded_configuration_builds_the_plugin_it_describes(monkeypatch):
+    for key, value in environment_of("fsdp.yaml")[1].items():
+        if key.startswith(("FSDP_", "ACCELERATE_")):
+            monkeypatch.setenv(key, value)
+    plugin = FullyShardedDataParallelPlugin()
+    assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True
+    assert plugin.cpu_ram_efficient_loading and str(plugin.state_dict_type).endswith("SHARDED_STATE_DICT")

@@ -1,0 +1,81 @@
+"""省いた計算で、損失も勾配も変わらないこと。"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
+
+from lib.train.trainers import AnswerOnlyTrainer, pack
+
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
+             head_dim=8, vocab_size=97, pad_token_id=0)  # fmt: skip
+CONFIGS = {
+    "llama": LlamaConfig(**SMALL),
+    "qwen3": Qwen3Config(**SMALL),
+    "gemma3": Gemma3TextConfig(**SMALL, sliding_window=64),
+    "gemma3、窓が例より短い": Gemma3TextConfig(**SMALL, sliding_window=4),
+}
+BATCHES = {  # 行ごとに (先頭からのトークン数, 共通する先頭, 答えのトークン数)
+    "共通の先頭がある": [(20, 9, 4), (17, 9, 6), (12, 9, 1)],
+    "先頭から違う": [(15, 0, 3), (14, 0, 2)],
+    "一行だけ": [(16, 16, 5)],
+    "同じ質問": [(18, 14, 4), (18, 14, 4)],
+}
+
+
+def batch_of(rows):
+    generator = torch.Generator().manual_seed(0)
+    width = max(length for length, _, _ in rows)
+    ids, mask = torch.zeros((len(rows), width), dtype=torch.long), torch.zeros((len(rows), width), dtype=torch.long)
+    labels = torch.full((len(rows), width), -100)
+    common = torch.randint(5, 97, (width,), generator=generator)
+    for row, (length, same, answer) in enumerate(rows):
+        ids[row, :length] = torch.randint(5, 97, (length,), generator=generator)
+        ids[row, :same] = common[:same]
+        ids[row, same : same + 1] = 1 + row  # 行ごとに必ず違う
+        mask[row, :length] = 1
+        labels[row, length - answer : length] = ids[row, length - answer : length]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels}
+
+
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config)
+    trainer = AnswerOnlyTrainer.__new__(AnswerOnlyTrainer)
+    trainer.accelerator = SimpleNamespace(unwrap_model=lambda wrapped: wrapped, num_processes=1)
+    batch = batch_of(rows)
+    losses, gradients = [], []
+    for compute in (lambda: model(**batch).loss, lambda: trainer.compute_loss(model, batch)):
+        model.zero_grad()
+        loss = compute()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert abs(losses[0] - losses[1]) < 1e-5
+    assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
+
+
+def test_the_row_holds_every_distinct_beginning_once():
+    for rows in BATCHES.values():
+        batch = batch_of(rows)
+        row = pack(batch["input_ids"], batch["attention_mask"])
+        ids = batch["input_ids"].tolist()
+        lengths = [length for length, _, _ in rows]
+        beginnings = {tuple(t[: end + 1]) for t, length in zip(ids, lengths, strict=True) for end in range(length)}
+        assert len(row.tokens) == len(beginnings)
+        assert torch.equal(row.place >= 0, batch["attention_mask"].bool())
+        assert torch.equal(row.tokens[row.place][row.place >= 0], batch["input_ids"][row.place >= 0])
+
+
+def test_a_token_sees_its_own_beginning_and_nothing_else():
+    batch = batch_of(BATCHES["共通の先頭がある"])
+    row = pack(batch["input_ids"], batch["attention_mask"])
+    seen = row.mask(torch.float32) == 0
+    for chain in row.place:
+        chain = chain[chain >= 0].tolist()
+        for end, query in enumerate(chain):
+            assert set(seen[query].nonzero().flatten().tolist()) == set(chain[: end + 1])
+            assert int(row.positions[query]) == end
