@@ -1,8 +1,11 @@
 """テストの共通の準備。"""
 
+import ast
+import json
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -85,3 +88,37 @@ def tiny_gguf(tmp_path_factory, tiny_llama):
     from lib.export.gguf import convert_to_f16
 
     return convert_to_f16(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf", "tiny")
+
+
+def from_notebook(stage, *names, **given):
+    """ノートブックのセルで定義された関数や値を、そのセルだけを実行して取り出す。
+
+    Args:
+        stage: ノートブックの名前（例 "02_dataset"）。
+        names: 取り出す名前。それを定義するセルの import と定義だけを、上から順に実行する。
+        given: そのセルが外から使う名前。
+    """
+    cells = json.loads((REPOSITORY / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
+    space = dict(given)
+    found = set()
+    for cell in cells:
+        if cell["cell_type"] != "code":
+            continue
+        body = ast.parse("".join(cell["source"])).body
+        defined = {name for node in body for name in _defines(node)}
+        wanted = [
+            node for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) or _defines(node) & set(names)
+        ]
+        if defined & set(names):
+            exec(compile(ast.Module(wanted, []), stage, "exec"), space)
+            found |= defined & set(names)
+    assert found == set(names), f"{stage} に定義がありません: {set(names) - found}"
+    return SimpleNamespace(**{name: space[name] for name in names})
+
+
+def _defines(node):
+    """その文が最上位で定義する名前。"""
+    if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+        return {node.name}
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    return {target.id for target in targets if isinstance(target, ast.Name)}
