@@ -19,7 +19,7 @@ from lib.files import REPOSITORY, file_sha256, read_json, write_json
 from lib.lock import only_one
 from lib.model.load import resolve
 from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
-from lib.show.report import shown_stages, stage_summary, write_index
+from lib.show.page import shown_stages, stage_summary, write_index
 
 
 def source_of(stage: str) -> Path:

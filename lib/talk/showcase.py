@@ -17,7 +17,7 @@ from lib.files import read_json
 from lib.run import Run
 from lib.score.answers import is_correct
 from lib.score.judge import TIE, Ballot
-from lib.show.summary import BASE, Rows, load_results
+from lib.show.page import BASE, Rows, load_results
 from lib.text.quantities import nfkc, places, readable, unexpected
 
 Answerer = Callable[[str], str]

@@ -37,7 +37,7 @@ from lib.profiles import get_profile
 from lib.run import Run, open_run
 from lib.score.answers import score_rows
 from lib.score.exam import PARTS, save_rows
-from lib.show.summary import write_report
+from lib.show.page import write_report
 from lib.train.trainers import AnswerOnlyTrainer, PairTrainer
 from lib.train.watch import LossMonitor, resume_point
 

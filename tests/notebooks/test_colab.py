@@ -16,7 +16,7 @@ from lib import bootstrap as alone
 from lib.badges import BADGE, address, readdress
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
-from lib.show.report import notebook_html
+from lib.show.page import notebook_html
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 

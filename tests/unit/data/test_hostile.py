@@ -20,8 +20,8 @@ from lib.export.ollama import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
 from lib.run import Run, open_run
+from lib.show.page import _page, _table
 from lib.show.plots import answers_table, token_strip
-from lib.show.summary import _page, _table
 from lib.talk.showcase import coloured
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from lib.profiles import get_profile
 from lib.run import data_path, open_run
 from lib.score.answers import is_correct
 from lib.score.pairs import make_pairs
-from lib.show.report import stage_summary
+from lib.show.page import stage_summary
 
 SCHOOL = REPOSITORY / "data" / "school" / "rules.csv"
 

@@ -9,8 +9,7 @@ from lib.errors import WorkshopError
 from lib.files import REPOSITORY, write_json
 from lib.run import open_run, reopen
 from lib.score.exam import PARTS, chance, gain, permutation_p, save_rows, weighted_gain
-from lib.show.gate import judge
-from lib.show.summary import BASE, load_results, model_card, write_report
+from lib.show.page import BASE, gate, load_results, model_card, write_report
 
 
 def row(model, part, number, correct, made_up=False, answer="690円です。"):
@@ -72,16 +71,16 @@ def test_a_cell_cannot_break_the_table(run):
 
 
 def test_the_gate_opens_only_for_a_gain_the_interval_shows():
-    assert [passed for *_, passed in judge(RESULTS, "SFT", ["near"], [])] == [True]
-    assert [passed for *_, passed in judge(RESULTS, "SFT", ["near", "far"], ["general"])] == [True, False, False]
+    assert [passed for *_, passed in gate(RESULTS, "SFT", ["near"], [])] == [True]
+    assert [passed for *_, passed in gate(RESULTS, "SFT", ["near", "far"], ["general"])] == [True, False, False]
     with pytest.raises(WorkshopError, match="採点がありません"):
-        judge(RESULTS, "DPO", ["near"], [])
+        gate(RESULTS, "DPO", ["near"], [])
     with pytest.raises(WorkshopError, match="部分「nea」"):
-        judge(RESULTS, "SFT", ["nea"], [])
+        gate(RESULTS, "SFT", ["nea"], [])
 
 
 def test_the_gate_is_one_command_and_a_missing_run_is_one_sentence():
-    command = [sys.executable, "-m", "lib.show.gate", "--run", "no-such-run"]
+    command = [sys.executable, "-m", "lib.show.page", "gate", "--run", "no-such-run"]
     found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     assert found.returncode == 1 and "ありません" in found.stderr and "Traceback" not in found.stderr
 

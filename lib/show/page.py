@@ -1,19 +1,125 @@
-"""実行の報告（report.md と report.html）と、公開するときの model card。どちらも残した成果物だけから作る。
+"""実行の結果を人に見せる: index.html、07 の報告と model card、リリースゲート。どれも残した成果物だけから作る。
 
-使い方: `python -m lib.show.summary --run 名前`。同じ成果物からは、同じ字の報告ができる（時刻は入れない）。
+使い方: `python -m lib.show.page report --run 名前`、`python -m lib.show.page gate --run 名前 --better near`。
+同じ成果物からは、同じ字の報告ができる（時刻は入れない）。
 """
 
 import argparse
 import base64
+import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_text
-from lib.run import BUILT_IN, Run, reopen
+from lib.run import APPENDICES, BUILT_IN, Run, reopen
 from lib.score.exam import PARTS, gain, load_rows, share
+from lib.show.plots import curve
+
+_TITLES = {
+    "01_concepts": "ファインチューニングとは何か",
+    "02_dataset": "データを作り、調べ、分ける",
+    "03_baseline": "学習前の実力",
+    "04_lora_sft": "LoRA SFT で事実を教える",
+    "05_preference": "好みを教える: DPO と ORPO",
+    "06_merge_to_gguf": "マージから GGUF まで",
+    "07_evaluation": "良くなったのかを測る",
+    "08_ladder": "学習するだけの価値があったか",
+    "A0_experiments": "付録: 設定を変えて測る",
+    "A1_methods": "付録: LoRA のほかの方法",
+    "A2_rlhf": "付録: 好みの学習を、条件をそろえて比べる",
+    "A3_failure_lab": "付録: 失敗の実験室",
+}
+
+# 段 → (指標の鍵, 見出し, 書式)
+_KEY_METRICS = {
+    "01_concepts": ("lora_max_difference", "自作 LoRA と PEFT の最大差", "{:.1e}"),
+    "02_dataset": ("leaks", "漏れ", "{:.0f} 件"),
+    "03_baseline": ("near_accuracy", "学習前の正答率", "{:.1%}"),
+    "04_lora_sft": ("near_accuracy", "学習後の正答率", "{:.1%}"),
+    "05_preference": ("dpo_pair_accuracy", "DPO 後のペア正解率", "{:.1%}"),
+    "06_merge_to_gguf": ("f16_token_agreement", "HF と GGUF の一致", "{:.2%}"),
+    "07_evaluation": ("near_gain", "正答率の伸び", "{:+.1%}"),
+    "08_ladder": ("sft_rag_far_accuracy", "SFT + RAG の、別の言葉での質問", "{:.1%}"),
+    "A3_failure_lab": ("failures", "起こして直した失敗", "{:.0f} 個"),
+}
+# 自分のデータでは、near は機械の前置きを付けただけの甘い試験なので、そうと分かる見出しにし、結論には far を出す。
+_OWN_METRICS = {
+    "04_lora_sft": ("near_accuracy", "学習後の正答率（機械の前置き）", "{:.1%}"),
+    "07_evaluation": ("sft_far_accuracy", "表に書かれた別の尋ね方の正答率", "{:.1%}"),
+}
+
+STYLE = """
+body{font-family:"Hiragino Sans","Noto Sans CJK JP","Noto Sans JP",sans-serif;max-width:960px;
+margin:2rem auto;padding:0 1rem;line-height:1.7;color:#1b1f24;background:#fff}
+table{border-collapse:collapse;width:100%}th,td{text-align:left;padding:.5rem .6rem;border-bottom:1px solid #d9dde3}
+td.n{text-align:right}a{color:#0059a8}.missing{color:#8a4b00}footer{color:#57606a;font-size:.85rem;margin-top:2rem}
+"""
+
+
+def shown_stages(run: Run, record: dict[str, Any]) -> list[str]:
+    """表に載せる段: 01〜08 と、実行した付録。"""
+    return [*run.stages, *(name for name in APPENDICES if name in record)]
+
+
+def stage_summary(run: Run, stage: str) -> str:
+    """その段の主な指標を一言で。まだなら空。"""
+    if not run.is_done(stage):
+        return ""
+    metrics = _KEY_METRICS if run.data == BUILT_IN else {**_KEY_METRICS, **_OWN_METRICS}
+    key, label, form = metrics.get(stage, ("", "", ""))
+    value = run.metrics(stage).get(key)
+    return f"{label} {form.format(value)}" if value is not None else ""
+
+
+def notebook_html(source: Path, target: Path) -> Path:
+    """実行済みのノートブックを、外の資源に頼らない HTML にする。"""
+    import nbformat
+    from nbconvert import HTMLExporter
+
+    exporter = HTMLExporter(template_name="lab")
+    exporter.mathjax_url = exporter.require_js_url = exporter.mermaid_js_url = ""
+    notebook = nbformat.read(source, as_version=4)
+    notebook.cells = [cell for cell in notebook.cells if "badge" not in cell.metadata.get("tags", [])]  # 外の画像
+    body, _ = exporter.from_notebook_node(notebook)
+    return write_text(target, body)
+
+
+def write_index(run: Run, record: dict[str, Any]) -> Path:
+    """実行済みのノートブックを HTML にし、入口の index.html を書く。
+
+    Args:
+        run: 実行。
+        record: 段 → {"seconds": 秒}。
+    """
+    rows = []
+    for stage in shown_stages(run, record):
+        source = run.folder / "notebooks" / f"{stage}.ipynb"
+        title = html.escape(f"{stage[:2]} {_TITLES[stage]}")
+        if stage in record and source.exists():
+            notebook_html(source, run.folder / "html" / f"{stage}.html")
+            link = f'<a href="html/{stage}.html">{title}</a>'
+            minutes = f"{record[stage]['seconds'] / 60:.1f}"
+        else:
+            link, minutes = f'<span class="missing">{title}（未完）</span>', "–"
+        rows.append(
+            f'<tr><td>{link}</td><td class="n">{minutes}</td><td>{html.escape(stage_summary(run, stage))}</td></tr>'
+        )
+    page = f"""<!doctype html><html lang="ja"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>ファインチューニング実践 — {html.escape(run.folder.name)}</title>
+<style>{STYLE}</style></head><body>
+<h1>ファインチューニング実践ワークショップ</h1>
+<p>測った数字は、すべてこの実行の中で計算しました（「録画」と書いたものを除く）。題名を押すと、実行済みのノートブックが読めます。</p>
+<table><thead><tr><th>ノートブック</th><th>分</th><th>主な指標</th></tr></thead><tbody>{"".join(rows)}</tbody></table>
+<footer>実行 {html.escape(run.folder.name)} ・ プロファイル {html.escape(run.profile.name)}
+・ データ {html.escape(run.data)} ・ モデル {html.escape(run.profile.model)} ・ 種 {run.seed}</footer></body></html>
+"""
+    return write_text(run.folder / "index.html", page)
+
 
 Rows = list[dict[str, Any]]
 BASE = "学習前"
@@ -153,8 +259,6 @@ def _gains(results: dict[str, Rows]) -> list[str]:
 
 
 def _by_kind(run: Run, results: dict[str, Rows]) -> list[str]:
-    from lib.data.facts import DATA, FORM_LABELS, read_jsonl
-
     categories = {}
     if run.data == BUILT_IN:
         categories = {fact["id"]: fact["category"] for fact in read_jsonl(DATA / "support" / "facts.jsonl")}
@@ -224,8 +328,6 @@ def _curve(run: Run) -> str:
     path = run.folder / "04_lora_sft" / "training_results.json"
     if not path.exists():
         return ""
-    from lib.show.plots import curve
-
     buffer = io.BytesIO()
     figure = curve(read_json(path)["history"], ["loss", "eval_loss"], "学習と開発用の損失")
     figure.savefig(buffer, format="png", metadata={"Software": None})
@@ -235,8 +337,6 @@ def _curve(run: Run) -> str:
 def _page(run: Run, text: str, image: str) -> str:
     import mistune
 
-    from lib.show.report import STYLE
-
     body = str(mistune.create_markdown(plugins=["table"])(text))
     title = "<h2>学習の様子</h2>"
     return (
@@ -245,13 +345,53 @@ def _page(run: Run, text: str, image: str) -> str:
     )
 
 
+def gate(
+    results: dict[str, Rows], model: str, better: Sequence[str], not_worse: Sequence[str]
+) -> list[tuple[str, str, bool]]:
+    """条件ごとに（部分、判定の言葉、通ったか）を返す。言葉も合否も、平均ではなく 95% 区間から決める。
+
+    Args:
+        results: モデル → 採点の行。
+        model: 調べるモデル。
+        better: 学習前より良いと示せなければならない部分。
+        not_worse: 学習前より悪いと示されてはならない部分。
+
+    Raises:
+        WorkshopError: モデルか部分の名前が無いとき。
+    """
+    if model not in results or model == BASE:
+        found = "、".join(name for name in results if name != BASE)
+        raise WorkshopError(f"モデル「{model}」の採点がありません", f"--model は次から選んでください: {found}")
+    verdicts = []
+    for part in [*better, *not_worse]:
+        if part not in PARTS:
+            raise WorkshopError(f"部分「{part}」はありません", f"次から選んでください: {', '.join(PARTS)}")
+        gap = gain(results[BASE], results[model], part)
+        passed = gap.low > 0 if part in better else gap.high >= 0
+        verdicts.append((part, f"{gap.verdict()} {gap.as_percent()}", passed))
+    return verdicts
+
+
 def main() -> None:
-    """終わった実行の報告を作り直す。"""
-    parser = argparse.ArgumentParser(description="評価の報告を、残した成果物から作り直す")
+    """コマンドの入口。gate は、条件を満たせば 0、満たさなければ 1 で終わる。"""
+    parser = argparse.ArgumentParser(description="終わった実行の報告を作り直す（report）、合否を決める（gate）")
+    parser.add_argument("what", choices=("report", "gate"))
     parser.add_argument("--run", default="embedded")
+    parser.add_argument("--model", default="SFT")
+    parser.add_argument("--better", nargs="+", default=["near"], help=f"上がったと示せること（{', '.join(PARTS)}）")
+    parser.add_argument("--not-worse", nargs="*", default=[], help="下がったと示されないこと")
     options = parser.parse_args()
     with command_line():
-        print(write_report(reopen(options.run)).relative_to(REPOSITORY))
+        run = reopen(options.run)
+        if options.what == "report":
+            print(write_report(run).relative_to(REPOSITORY))
+            return
+        verdicts = gate(load_results(run), options.model, options.better, options.not_worse)
+        for part, said, passed in verdicts:
+            print(f"{'○' if passed else '×'} {PARTS[part]}: {said}")
+        if not all(passed for *_, passed in verdicts):
+            raise WorkshopError(f"{options.model} は、配備の条件を満たしません", "上の × の部分を直してください")
+        print(f"{options.model} は、配備の条件をすべて満たしました。")
 
 
 if __name__ == "__main__":
