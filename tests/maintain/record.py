@@ -1,9 +1,34 @@
-"""終わった実行の要約を `data/recorded/runs/` に記録する（保守用）。"""
+"""期待値と記録済みの結果を、終わった実行から書き直す（保守の人だけが使う）。
 
+使い方: python tests/maintain/record.py new0 new1 new2（シードの違う 3 つ以上の実行）
+"""
+
+import argparse
+import statistics
 from pathlib import Path
+from typing import Any
 
+from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
-from lib.run import Run
+from lib.run import OUTPUTS, STAGES, Run, open_run, reopen
+
+EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
+SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
+# 速さは機械しだいなので比べない。
+_NOT_COMPARED = ("_seconds", "_per_second")
+# 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
+_LEAST_SHARE = 0.03
+# 丸め誤差の指標は「これ以下ならよい」で、値そのものに意味はない。
+_UPPER_BOUNDS = {
+    "01_concepts.lora_max_difference": 1e-5,
+    "01_concepts.merge_max_difference": 1e-4,
+    "04_lora_sft.loss_difference": 1e-5,
+    "05_preference.dpo_loss_difference": 1e-4,
+    "06_merge_to_gguf.merge_logit_difference": 1e-4,  # 倍精度どうしの差。正規化の層の float32 で 1e-5 ほど残る
+    "06_merge_to_gguf.saved_logit_difference": 1e-3,  # float32 に丸めたあと。シード 0 で 3e-5 だった
+    "06_merge_to_gguf.merge_probability_difference": 1e-4,
+    "06_merge_to_gguf.size_error": 0.01,
+}
 
 _RECORDED = {
     "base_near_accuracy": "学習前: 取り置きの言い回し",
@@ -13,6 +38,70 @@ _RECORDED = {
     "sft_general_accuracy": "SFT: 一般の質問",
     "dpo_unanswerable_accuracy": "SFT + DPO: 断れた率",
 }
+
+
+def collect(run: Run) -> dict[str, float]:
+    """実行の全指標を「段.名前」→ 値にする（速さは除く）。"""
+    return {
+        f"{stage}.{name}": float(value)
+        for stage in STAGES
+        if run.is_done(stage)
+        for name, value in run.metrics(stage).items()
+        if not name.endswith(_NOT_COMPARED)
+    }
+
+
+def allowed(value: float | None, rule: dict[str, Any]) -> bool:
+    """値が、期待値の許す範囲にあるか。無い値と NaN は範囲外。"""
+    if value is None:
+        return False
+    return value <= rule["at_most"] if "at_most" in rule else abs(value - rule["value"]) <= rule["tolerance"]
+
+
+def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
+    """複数のシードの実行から、期待値と許す幅を作る。
+
+    中心は中央値、幅は「中央値からの最大のずれ × 2」。シードが 3 つでは外れを見逃すので 2 倍し、
+    正答率などの割合では最低 `_LEAST_SHARE`（3 点）を許す。トークンの一致は 1 点まで。丸め誤差の指標は上限だけを持つ。
+    """
+    result: dict[str, dict[str, Any]] = {}
+    for name in runs[0]:
+        values = [run[name] for run in runs if name in run]
+        if name in _UPPER_BOUNDS:
+            result[name] = {"at_most": _UPPER_BOUNDS[name], "why": "丸め誤差の大きさ"}
+            continue
+        centre = statistics.median(values)
+        spread = max(abs(value - centre) for value in values)
+        is_share = name.endswith(("accuracy", "rate", "gain", "gain_low"))
+        floor = _LEAST_SHARE if is_share else abs(centre) * 0.01
+        why = f"{len(values)} 種の実測 {min(values):.4g}〜{max(values):.4g}"
+        result[name] = {"value": centre, "tolerance": round(max(2 * spread, floor), 6), "why": why}
+    return result
+
+
+def record(names: list[str], target: Path = EXPECTED, seeds: Path = SEEDS) -> None:
+    """同じプロファイルの、シードの違う 3 つ以上の実行から、期待値と、シードごとの記録済みの結果を書く。
+
+    Raises:
+        WorkshopError: シードが 3 つ未満のとき。
+    """
+    settings = [read_json(OUTPUTS / name / "run.json") for name in names]
+    profile = settings[0]["profile"]
+    runs = [open_run(profile, name, found["seed"]) for name, found in zip(names, settings, strict=True)]
+    if len({run.seed for run in runs}) < 3:
+        raise WorkshopError("期待値には、違うシードの実行が 3 つ以上必要です", "SEED を変えて make run をしてください")
+    expected = {
+        "versions": settings[0]["versions"],
+        "seeds": [run.seed for run in runs],
+        "metrics": expected_from([collect(run) for run in runs]),
+    }
+    by_seed = {
+        str(run.seed): {"date": found["created"][:10], **{stage: run.metrics(stage) for stage in STAGES}}
+        for run, found in zip(runs, settings, strict=True)
+    }
+    for path, value in ((target, expected), (seeds, by_seed)):
+        write_json(path, {**(read_json(path) if path.exists() else {}), profile: value})
+        print(f"書きました: {path}")
 
 
 def record_run(run: Run, machine: str) -> Path:
@@ -44,3 +133,17 @@ def record_run(run: Run, machine: str) -> Path:
             "summary": summary,
         },
     )
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
+    parser.add_argument("runs", nargs="+", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
+    parser.add_argument(
+        "--machine", default="", help="機械の説明。付けると、その実行の要約だけを data/recorded/runs/ に残す"
+    )
+    options = parser.parse_args()
+    with command_line():
+        if options.machine:
+            print(f"書きました: {record_run(reopen(options.runs[0]), options.machine)}")
+        else:
+            record(options.runs)
