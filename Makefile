@@ -16,6 +16,7 @@ READY := $(VENV)/.ready
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 	@echo "  変数: PROFILE=$(PROFILE) RUN=$(RUN) SEED=$(SEED) DATA=$(DATA)（例: make run DATA=data/my/規則.csv）"
+	@echo "  保守のためのもの（compare・mutate・chaos・bench・lint・setup・clean）は tests/README.md"
 
 # torch だけは先に入れる: Linux で版を指定せずに入れると、数 GB の CUDA 版が来る。
 # 手元の CPU 版 → PyTorch の CPU 版の配布元 → PyPI（macOS はここで CPU/MPS 版）の順に試す。
@@ -32,7 +33,7 @@ $(READY): pyproject.toml constraints.txt
 	@$(BIN)/pip install -q -c constraints.txt -e '.[dev]'
 	@touch $@
 
-setup: $(READY) ## 環境（.venv）を作る
+setup: $(READY) # 環境（.venv）を作る
 
 fetch: $(READY) ## モデルと変換器を先に取っておく（オフラインに備える）
 	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
@@ -51,13 +52,13 @@ test: $(READY) ## テスト一式（環境の用意から）
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m lib.fetch
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-mutate: $(READY) ## 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）
+mutate: $(READY) # 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）
 	@PYTHONPATH=. $(BIN)/python tests/maintain/mutations.py
 
-chaos: $(READY) ## 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
+chaos: $(READY) # 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
 	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/maintain/chaos.py
 
-bench: $(READY) ## 速さを測る（この教材の学習 対 素の書き方。40 分ほど、ほかの処理を止めて）
+bench: $(READY) # 速さを測る（この教材の学習 対 素の書き方。40 分ほど、ほかの処理を止めて）
 	@PYTHONPATH=. $(BIN)/python tests/maintain/bench.py
 
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
@@ -67,8 +68,8 @@ app: $(READY) ## モデルを並べて答えさせ、目隠しで投票するペ
 	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[app]'
 	@$(BIN)/python -m lib.talk.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
 
-compare: $(READY) ## 終わった実行を tests/results/expected.json と比べる
-	@$(BIN)/python -m lib.regression --profile $(PROFILE) --run "$(RUN)"
+compare: $(READY) # 終わった実行を tests/results/expected.json と比べる
+	@RUN="$(or $(RUN),$(PROFILE))" $(BIN)/python -m pytest tests/results --junitxml="outputs/$(or $(RUN),$(PROFILE))/regression.xml"
 
 report: $(READY) ## 終わった実行の報告（report.html）を作り直す
 	@$(BIN)/python -m lib.show.page report --run "$(or $(RUN),$(PROFILE))"
@@ -76,8 +77,8 @@ report: $(READY) ## 終わった実行の報告（report.html）を作り直す
 gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
 	@$(BIN)/python -m lib.show.page gate --run "$(or $(RUN),$(PROFILE))"
 
-lint: $(READY) ## 書式をそろえる（ノートブックの出力も消す）
+lint: $(READY) # 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb
 
-clean: ## .venv を消す（outputs は残す）
+clean: # .venv を消す（outputs は残す）
 	rm -rf $(VENV)

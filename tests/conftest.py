@@ -2,9 +2,11 @@
 
 import ast
 import json
+import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,8 @@ from lib.run import OUTPUTS
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
 _STARTED = time.time()
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium が無いので、画面は確かめません")
 
 
 def pytest_collection_modifyitems(items):
@@ -25,11 +29,19 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """smoke のノートブックに何秒かかったかを、終わりに出す。"""
+    """重さ（lib の行・ファイル・依存）と、smoke の秒と、画面を確かめなかったことを、終わりに出す。"""
+    say = terminalreporter.write_line
     record = OUTPUTS / "pytest-smoke" / "stages.json"
     if record.exists() and record.stat().st_mtime > _STARTED:
         seconds = "  ".join(f"{name} {stage['seconds']:.0f}" for name, stage in read_json(record).items())
-        terminalreporter.write_line(f"smoke の所要（秒）: {seconds}")
+        say(f"smoke の所要（秒）: {seconds}")
+    texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "lib").rglob("*.py")]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines, files = sum(len(text.splitlines()) for text in texts), sum(map(bool, texts))
+    say(f"lib: {lines:,} 行、{files} ファイル、依存 {len(project['dependencies'])} 個")
+    unseen = [report for report in terminalreporter.stats.get("skipped", []) if "Chromium" in str(report.longrepr)]
+    if unseen:
+        say(f"⚠ Chromium が無いので、画面のテスト {len(unseen)} 件を飛ばしました（.ci/run は入れてから走らせます）")
 
 
 def start(*arguments):

@@ -1,4 +1,7 @@
-"""README の結果の表を、記録済みの結果から書く: `python tests/maintain/readme_table.py`。手で写した数字が古くならないように。"""
+"""README の結果の表を、記録済みの結果から書く（手で写した数字が古くならないように）。
+
+使い方: python tests/maintain/readme_table.py
+"""
 
 import re
 from collections.abc import Mapping

@@ -51,7 +51,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
 
 SUMS = {"core": (9631 - 1416, 75), "talk": (1416, 10)}
 """(行, 空でないファイル) の和の上限。下がるだけ。"""
-HIDDEN_IMPORTS = 14
+HIDDEN_IMPORTS = 17
 STARTED = {"run", "export"}
 
 
