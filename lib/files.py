@@ -10,6 +10,33 @@ from typing import Any
 from lib.errors import WorkshopError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+def find_data(name: str | Path) -> Path | None:
+    """DATA に書かれた名前から、読むファイルを決める（検査も実行も、これだけが決める）。何も無ければ None。
+
+    いまの場所、リポジトリ、リポジトリの data/ の順に探す。フォルダなら、隠れていないただ一つのデータ。
+
+    Raises:
+        WorkshopError: 開けない、知らない拡張子、フォルダの中が一つに決まらないとき。
+    """
+    known, places = "・".join(DATA_SUFFIXES), (Path(name), REPOSITORY / name, REPOSITORY / "data" / name)
+    try:
+        found = next((place for place in places if str(name) and place.exists()), None)
+        if found is None or (found.is_file() and found.suffix.lower() in DATA_SUFFIXES):
+            return found
+        inside = sorted(found.iterdir()) if found.is_dir() else []
+    except (OSError, ValueError):
+        raise WorkshopError("この場所は開けません", "名前と権限を確かめてください", name) from None
+    if not found.is_dir():
+        raise WorkshopError(f"読めるのは {known} だけです", "どれかの形式で保存し直してください", found)
+    files = [path for path in inside if path.suffix.lower() in DATA_SUFFIXES and not path.name.startswith(".")]
+    if len(files) == 1:
+        return files[0]
+    names = "、".join(path.name for path in files[:8]) + (" など" if len(files) > 8 else "")
+    what = f"データのファイルが一つに決まりません（{len(files)} 個{names and ': ' + names}）"
+    raise WorkshopError(what, f"DATA に {known} のファイルを一つ指定してください", found)
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, base_of, file_sha256, fingerprint, read_json, write_json, write_manifest
+from lib.files import REPOSITORY, base_of, file_sha256, find_data, fingerprint, read_json, write_json, write_manifest
 from lib.profiles import MODELS, Profile, get_profile
 
 OUTPUTS = REPOSITORY / "outputs"
@@ -143,43 +143,22 @@ class Run:
         write_json(self.folder / "progress.json", {"done": done, "total": total, "note": note, "time": time.time()})
 
 
-def locate(name: str) -> Path | None:
-    """名前の場所。いまの場所、リポジトリ、リポジトリの data/ の順に探し、無ければ None。"""
-    return next((p for p in (Path(name), REPOSITORY / name, REPOSITORY / "data" / name) if name and p.exists()), None)
-
-
 def data_path(data: str) -> Path | None:
     """DATA に書かれた場所を絶対パスにする。作り付けのデータなら None。
 
-    `my` は `data/my/` のこと（探す順は `locate`）。
+    `my` は `data/my/` のこと（探し方は `find_data`）。
 
     Raises:
         WorkshopError: 見つからないとき。
     """
     if data in ("", BUILT_IN):
         return None
-    if found := locate(data):
-        path = found.resolve()
-        return _single_file(path) if path.is_dir() else path
+    if found := find_data(data):
+        return found.resolve()
     raise WorkshopError(
         f"データ「{data}」が見つかりません",
         'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください',
     )
-
-
-def _single_file(folder: Path) -> Path:
-    """フォルダの中の、ただ一つのデータファイル。
-
-    Raises:
-        WorkshopError: 無い、または二つ以上あるとき。
-    """
-    files = sorted(p for p in folder.iterdir() if p.suffix.lower() in {".jsonl", ".json", ".csv", ".tsv", ".parquet"})
-    if len(files) != 1:
-        names = "、".join(path.name for path in files) or "なし"
-        raise WorkshopError(
-            f"データのファイルが一つに決まりません（候補: {names}）", "DATA にファイルの場所を書いてください", folder
-        )
-    return files[0]
 
 
 def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:

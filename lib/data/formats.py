@@ -15,9 +15,8 @@ from typing import Any
 
 from lib.data.textfile import Problem, Row, read_text, show
 from lib.errors import WorkshopError
-from lib.files import write_text
+from lib.files import DATA_SUFFIXES, find_data, write_text
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 FIELDS = {
     "messages": {"messages": ""},
     "preference": {"prompt": "user", "chosen": "assistant", "rejected": "assistant"},
@@ -36,30 +35,16 @@ _HUB = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def find_file(source: str | Path) -> Path | None:
-    """読むファイルを決める。フォルダなら中のただ一つのデータ、ハブの名前（owner/name）なら None。
+    """読むファイルを決める（決め方は `find_data`）。ハブの名前（owner/name）なら None。
 
     Raises:
         WorkshopError: 無い、知らない拡張子、フォルダの中が一つに決まらないとき。
     """
-    path, known = Path(source), "・".join(SUFFIXES)
-    try:
-        if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-            if len(found) == 1:
-                return found[0]
-            names = "、".join(p.name for p in found[:8]) + (" など" if len(found) > 8 else "")
-            what = f"フォルダの中のデータが一つに決まりません（{len(found)} 個{names and ': ' + names}）"
-            raise WorkshopError(what, f"{known} のファイルを一つ指定してください", path)
-        exists, regular = path.exists(), path.is_file()
-    except (OSError, ValueError):
-        raise WorkshopError("この場所は開けません", "名前と権限を確かめてください", source) from None
-    if regular and path.suffix.lower() in SUFFIXES:
-        return path
-    if exists:
-        raise WorkshopError(f"読めるのは {known} だけです", "どれかの形式で保存し直してください", path)
-    if isinstance(source, str) and _HUB.fullmatch(source) and path.suffix.lower() not in SUFFIXES:
+    if found := find_data(source):
+        return found
+    if isinstance(source, str) and _HUB.fullmatch(source) and Path(source).suffix.lower() not in DATA_SUFFIXES:
         return None
-    raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", path)
+    raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", source)
 
 
 def scan(source: str | Path) -> tuple[list[Row], list[Problem]]:

@@ -17,7 +17,6 @@ from lib.errors import WorkshopError, command_line
 from lib.files import write_json
 from lib.model.load import load_tokenizer, resolve
 from lib.profiles import get_profile
-from lib.run import locate
 
 _MARKS = {"error": "✋ エラー", "warning": "⚠ 警告", "note": "・ 注意"}
 
@@ -201,7 +200,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--no-tokens", action="store_true", help="トークン数を数えない")
     options = parser.parse_args(arguments)
     with command_line():
-        source = str(locate(options.file) or options.file)
+        source = options.file
         path = find_file(source)
         if options.json and Path(options.json).suffix != ".json":
             raise WorkshopError("--json の書き先が .json ではありません", "名前を .json で終えてください", options.json)

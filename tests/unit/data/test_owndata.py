@@ -7,8 +7,9 @@ import pytest
 
 from lib.data.facts import FORM_LABELS
 from lib.data.own import own_split, read_own, split_for
+from lib.data.validate import check_file
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY
+from lib.files import REPOSITORY, find_data
 from lib.profiles import get_profile
 from lib.run import data_path, open_run
 from lib.score.answers import is_correct
@@ -117,3 +118,15 @@ def test_the_index_of_an_own_data_run_shows_the_figure_people_wrote(tmp_path):
     for owner, headline in ((run, "+50.0%"), (replace(run, data="my.csv"), "11.0%")):
         owner.finish("07_evaluation", {"near_gain": 0.5, "sft_far_accuracy": 0.11})
         assert headline in stage_summary(owner, "07_evaluation")
+
+
+def test_check_and_run_choose_the_same_file(tmp_path, monkeypatch):
+    """macOS が書く `._q.csv` は、データではない。"""
+    (tmp_path / "q.csv").write_text("質問,回答\nいくら,500円\n", encoding="utf-8")
+    (tmp_path / "._q.csv").write_bytes(b"\0\5\x16\7Mac OS X")
+    assert data_path(str(tmp_path)) == find_data(tmp_path).resolve() == (tmp_path / "q.csv").resolve()
+    assert check_file(tmp_path).file == str(tmp_path / "q.csv")
+    with pytest.raises(WorkshopError, match="読めるのは"):
+        data_path("README.md")
+    monkeypatch.setattr("lib.files.REPOSITORY", tmp_path)
+    assert find_data("q.csv") == tmp_path / "q.csv" and find_data("") is find_data("ない") is None
