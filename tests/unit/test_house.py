@@ -26,7 +26,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "bootstrap": (67, {"files", "talk"}),
     "errors": (40, set()),
     "files": (130, set()),
-    "profiles": (248, set()),
+    "profiles": (169, set()),
     "run": (232, {"files", "profiles"}),
     "text": (445, set()),
     "data": (1767, {"files", "profiles", "text", "run", "model"}),

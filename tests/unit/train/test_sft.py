@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
+from lib.profiles import get_profile
 from lib.train.trainers import AnswerOnlyTrainer, pack
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -79,3 +80,18 @@ def test_a_token_sees_its_own_beginning_and_nothing_else():
         for end, query in enumerate(chain):
             assert set(seen[query].nonzero().flatten().tolist()) == set(chain[: end + 1])
             assert int(row.positions[query]) == end
+
+
+def test_the_shared_arguments_are_about_the_device_and_the_log_only():
+    for name, cpu, bf16, pinned in (
+        ("embedded", True, False, False),
+        ("cuda", False, True, True),
+        ("mac",) + (False,) * 3,
+    ):
+        found = get_profile(name).trainer_arguments("tensorboard")
+        assert (found.pop("use_cpu"), found.pop("bf16"), found.pop("dataloader_pin_memory")) == (cpu, bf16, pinned)
+        assert found == {
+            "logging_steps": 1,
+            "report_to": "tensorboard",
+            "disable_tqdm": True,
+        }  # ほかはノートブックに書く
