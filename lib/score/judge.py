@@ -1,21 +1,16 @@
-"""審査: モデルに選ばせる審判と、人の目隠し投票。どちらも、ふだんの実行には要らない。
+"""審査: モデルに選ばせる審判。ふだんの実行には要らない。
 
 審判は OpenAI 互換の口なら何でもよい（手元の llama.cpp のサーバーも）。場所と鍵は環境変数だけから取る:
 `WORKSHOP_JUDGE_URL`（例 http://127.0.0.1:8080/v1）、`WORKSHOP_JUDGE_MODEL`、`WORKSHOP_JUDGE_KEY`（要らなければ空）。
 """
 
 import os
-import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
-from lib.files import read_json, write_json
 from lib.score.exam import Interval, wilson
 from lib.score.pairs import Judge, openai_judge
-
-TIE = "引き分け"
 
 
 @dataclass(frozen=True)
@@ -61,47 +56,3 @@ def judge_from_environment() -> Judge | None:
     """環境変数が指す審判。指されていなければ None。"""
     url = os.environ.get("WORKSHOP_JUDGE_URL", "").rstrip("/")
     return openai_judge(url, os.environ.get("WORKSHOP_JUDGE_MODEL", "")) if url else None
-
-
-@dataclass
-class Ballot:
-    """人の目隠し投票。どちらがどのモデルかは、左右とも見せない。一票ごとに保存する。
-
-    Attributes:
-        names: 比べる二つのモデルの名前。
-        rows: (質問, 一つ目の答え, 二つ目の答え) の列。
-        path: 票を残す JSON。前の票があれば続きから。
-        votes: 行の番号 → 選ばれたモデルの名前か「引き分け」。
-    """
-
-    names: tuple[str, str]
-    rows: Sequence[tuple[str, str, str]]
-    path: Path
-    seed: int = 0
-    votes: dict[str, str] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.votes = read_json(self.path)["votes"] if self.path.exists() else {}
-
-    def next(self) -> int | None:
-        """まだ投票していない行の番号。全部済んだら None。"""
-        return next((number for number in range(len(self.rows)) if str(number) not in self.votes), None)
-
-    def sides(self, number: int) -> tuple[str, str]:
-        """左と右に見せる答え。左右は行ごとに無作為で、開き直しても変わらない。"""
-        _, one, two = self.rows[number]
-        return (two, one) if self._swapped(number) else (one, two)
-
-    def vote(self, number: int, side: str) -> None:
-        """「左」「右」「引き分け」のどれかを残す。"""
-        order = self.names[::-1] if self._swapped(number) else self.names
-        self.votes[str(number)] = {"左": order[0], "右": order[1]}.get(side, TIE)
-        write_json(self.path, {"names": self.names, "votes": self.votes})
-
-    def win_rate(self) -> Interval:
-        """引き分けを除いた、二つ目のモデルの勝率と 95% 区間。"""
-        decided = [name for name in self.votes.values() if name != TIE]
-        return wilson(decided.count(self.names[1]), len(decided))
-
-    def _swapped(self, number: int) -> bool:
-        return random.Random(f"{self.seed}-{number}").random() < 0.5

@@ -9,12 +9,10 @@ import re
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 from lib.data.facts import DATA, Example, Split, make_unanswerable, read_jsonl, stable_order
 from lib.errors import WorkshopError
-from lib.files import write_text
 from lib.score.answers import is_refusal, makes_up_figure
 from lib.text.quantities import nfkc, states
 
@@ -109,38 +107,6 @@ def rank_pairs(
                 chosen, rejected = (best, worst) if verdicts[0] == "A" else (worst, best)
                 rows.append(pair(example, chosen, rejected, "審判の判断"))
     return rows
-
-
-class HandRanking:
-    """人が、同じ質問への何通りかの答えから、良いものと悪いものを選ぶ。選ぶたびにファイルへ書き、途中から続けられる。
-
-    Attributes:
-        rows: 選び終えた組（`rank_pairs` と同じ形。理由は「人の判断」）。
-    """
-
-    def __init__(self, examples: Sequence[Example], samples: Sequence[Sequence[str]], path: Path) -> None:
-        """答えが一通りしか無い質問は飛ばす。`path` に前の続きがあれば、そこにある質問も飛ばす。"""
-        self._path = path
-        self.rows = read_jsonl(path) if path.exists() else []
-        done = {row["prompt"][-1]["content"] for row in self.rows}
-        asked = [(e, sorted(set(texts))) for e, texts in zip(examples, samples, strict=True)]
-        self._left = [(e, texts) for e, texts in asked if len(texts) > 1 and e.question not in done]
-
-    def next(self) -> tuple[Example, list[str]] | None:
-        """次に選ぶ質問と答え。終わっていれば None。"""
-        return self._left[0] if self._left else None
-
-    def choose(self, best: str, worst: str) -> None:
-        """いまの質問の組を決め、書いて、次へ進む。同じ答えを二度選んだときは、何もしない。"""
-        if best == worst:
-            return
-        example, _ = self._left.pop(0)
-        self.rows.append(pair(example, best, worst, "人の判断"))
-        write_text(self._path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in self.rows))
-
-    def skip(self) -> None:
-        """いまの質問を飛ばす。"""
-        self._left.pop(0)
 
 
 def read_choice(text: str) -> str:

@@ -14,8 +14,8 @@ from typing import Any
 
 from lib.errors import WorkshopError, command_line
 from lib.run import reopen
-from lib.score.judge import TIE
 from lib.show.plots import BLUE, GREEN, GREY, RED
+from lib.show.widgets import TIE
 from lib.talk.showcase import Material, answer_card, card, coloured, gather, key, open_ballot, standing
 
 SIDES = ("左", TIE, "右")

@@ -16,8 +16,9 @@ from lib.export.ollama import read_modelfile
 from lib.files import read_json
 from lib.run import Run
 from lib.score.answers import is_correct
-from lib.score.judge import TIE, Ballot
+from lib.score.exam import wilson
 from lib.show.page import BASE, Rows, load_results
+from lib.show.widgets import TIE, Ballot
 from lib.text.quantities import nfkc, places, readable, unexpected
 
 Answerer = Callable[[str], str]
@@ -186,5 +187,6 @@ def standing(ballot: Ballot) -> str:
     counts = "、".join(f"{escape(name)} {votes.count(name)} 票" for name in (one, two, TIE))
     if len(votes) == votes.count(TIE):
         return f"決着の付いた票が、まだありません（{counts}）。"
-    rate = f"{escape(one)} に対する {escape(two)} の勝率 <b>{ballot.win_rate().as_percent()}</b>"
+    rate = wilson(votes.count(two), len(votes) - votes.count(TIE)).as_percent()
+    rate = f"{escape(one)} に対する {escape(two)} の勝率 <b>{rate}</b>"
     return f"{rate}<br>角括弧は 95% 区間。引き分けは除く（{counts}）。"

@@ -23,7 +23,8 @@ VIEWS = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from IPython.display import HTML
 from lib.show.plots import curve, token_boxes
-from lib.show.widgets import presenter_bar, sliders
+from lib.show.widgets import sliders
+from lib.talk.bar import presenter_bar
 
 def rates(steps=10, kind="cosine"):
     return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
@@ -59,7 +60,7 @@ def lab(tmp_path):
     code = [
         VIEWS,
         'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])',
-        'sliders(words, text="ここに書く")',
+        'from ipywidgets import Text\nsliders(words, text=Text(placeholder="ここに書く"))',
         BAR,
         BUSY,
         *AFTER,

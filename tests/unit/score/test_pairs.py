@@ -6,12 +6,14 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from conftest import from_notebook
 
-from lib.data.facts import Example, find_leaks, make_split, read_jsonl
+from lib.data.facts import Example, find_leaks, make_split
 from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.score.answers import is_correct, is_refusal
-from lib.score.pairs import MADE_UP, RUDE, VAGUE, WRONG, HandRanking, fault, openai_judge, rank_pairs, written_pairs
+from lib.score.pairs import MADE_UP, RUDE, VAGUE, WRONG, fault, openai_judge, rank_pairs, written_pairs
+from lib.show.widgets import TIE
 
 FEE = Example("fee", "polite", "送料はいくらですか。", "送料は690円です。", ("690円",))
 ASK = Example("na", "unanswerable", "社長は誰ですか。", "申し訳ありませんが、分かりかねます。", ())
@@ -113,19 +115,13 @@ def test_written_pairs_never_touch_the_exam(lang):
             assert fault(example, bad) == row["reason"] or lang == "en"
 
 
-def test_choices_by_hand_are_kept_as_they_are_made(tmp_path):
-    examples = make_split(get_profile("embedded")).train[:3]
-    samples = [["一", "二", "二"], ["三", "三"], ["四", "五"]]
-    path = tmp_path / "pairs_by_hand.jsonl"
-    ranking = HandRanking(examples, samples, path)
-    assert ranking.next() == (examples[0], ["一", "二"])
-    ranking.choose("一", "一")  # 同じ答えは組にならない
-    assert ranking.next()[0] == examples[0] and not path.exists()
-    ranking.choose("二", "一")
-    row = read_jsonl(path)[0]
-    assert (row["chosen"][0]["content"], row["rejected"][0]["content"]) == ("二", "一") and "人" in row["reason"]
-    assert set(row) == set(rank_pairs(examples[:1], [["分かりません", examples[0].answer]])[0])
-    again = HandRanking(examples, samples, path)  # 途中で閉じても、続きから
-    assert again.rows == [row] and again.next()[0] == examples[2]  # 答えが一通りの質問は飛ばす
-    again.skip()
-    assert again.next() is None and read_jsonl(path) == [row]
+def test_choices_by_hand_become_pairs_and_ties_do_not():
+    made = from_notebook("05_preference", "pairs_by_hand", TIE=TIE).pairs_by_hand
+    varied = [(FEE, "一", "二"), (ASK, "三", "四"), (FEE, "五", "六")]
+    first, second = made(varied, {"0": "二つ目", "1": TIE, "2": "一つ目"})
+    assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in (first, second)] == [
+        ("二", "一"),
+        ("五", "六"),
+    ]
+    assert "人" in first["reason"] and first["prompt"] == FEE.prompt()
+    assert set(first) == set(rank_pairs([FEE], [["分かりません", FEE.answer]])[0])

@@ -1,16 +1,17 @@
 """触って試す部品: 中身の計算が本物と同じこと、画面の無いときは何も出さないこと、文字を逃がすこと。"""
 
 import inspect
-import math
 
 import nbformat
 import pandas as pd
 import pytest
+from conftest import from_notebook
+from ipywidgets import FloatLogSlider, Text
 
 from lib.files import REPOSITORY
 from lib.show.explore import learning_rates, lora_parameters, pieces, side_by_side, smallest_fit
 from lib.show.plots import chat, curve, token_boxes
-from lib.show.widgets import sliders
+from lib.show.widgets import TIE, Ballot, blind_vote, sliders
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -109,18 +110,19 @@ def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
     return pd.DataFrame({"値": [f"{rank}/{ratio:.2f}/{rate:.0e}/{model}/{text}"]})
 
 
-CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0), "rate": (1e-5, 1e-2), "model": ["a", "b"], "text": "書く"}
+CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0, 0.01), "model": ["a", "b"]}
 
 
 def test_every_control_redraws_the_view(monkeypatch):
     monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-    *parts, page = sliders(table, **CONTROLS).children
+    widgets = {"rate": FloatLogSlider(min=-5, max=-2), "text": Text(placeholder="書く")}
+    *parts, page = sliders(table, **CONTROLS, **widgets).children
     assert "4/0.50/1e-03/a/字" in page.value
-    for part, value in zip(parts, (9, 1.0, 1e-2, "b", NASTY), strict=True):
+    for part, value in zip(parts, (9, 1.0, "b", 1e-2, NASTY), strict=True):
         part.value = value
     assert "9/1.00/1e-02/b/&lt;img" in page.value and "<img" not in page.value
-    assert [type(part).__name__ for part in parts] == ["IntSlider", "FloatSlider", "FloatLogSlider", "Dropdown", "Text"]
-    assert math.isclose(parts[2].min, -5) and parts[4].placeholder == "書く"
+    assert [type(part).__name__ for part in parts] == ["IntSlider", "FloatSlider", "Dropdown", "FloatLogSlider", "Text"]
+    assert parts[1].step == 0.01 and parts[4].placeholder == "書く"
 
 
 def test_a_figure_is_drawn_into_the_page(monkeypatch):
@@ -129,15 +131,39 @@ def test_a_figure_is_drawn_into_the_page(monkeypatch):
     def line(peak=1e-3):
         return curve(learning_rates("cosine", peak, 0.1, 5), ["learning_rate"], "学習率")
 
-    slider, page = sliders(line, peak=(1e-5, 1e-2)).children
+    slider, page = sliders(line, peak=FloatLogSlider(min=-5, max=-2)).children
     before = page.value
     slider.value = 1e-2
     assert page.value.startswith('<img alt="図" src="data:image/png') and page.value != before
 
 
+def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
+    """票は失われず、左右は行ごとに替わり、引き分けは勝率に入らない。"""
+    win_rate = from_notebook("07_evaluation", "win_rate").win_rate
+    rows = [(f"問い{n}", "前の答え", NASTY) for n in range(40)]
+    ballot = Ballot(("学習前", "SFT"), rows, tmp_path / "votes.json")
+    assert {ballot.sides(n)[0] for n in range(40)} == {"前の答え", NASTY}  # いつも同じ側に置かない
+    while (number := ballot.next()) is not None and number < 30:
+        ballot.vote(number, "左" if ballot.sides(number)[0] == NASTY else "右")
+    again = Ballot(("学習前", "SFT"), rows, tmp_path / "votes.json")  # 途中で閉じても、続きから
+    assert again.next() == 30 and set(again.votes.values()) == {"SFT"}
+    assert "SFT の勝率 100.0% [88" in win_rate(again)
+    again.vote(30, TIE)
+    assert win_rate(again) == win_rate(ballot)
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
+    page, buttons = blind_vote(again, win_rate).children
+    assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
+    left = again.sides(31)[0]
+    for _ in range(9):
+        buttons.children[0].click()
+    assert again.votes["31"] == ("SFT" if left == NASTY else "学習前") and page.value == win_rate(again)
+    buttons.children[0].click()  # 終わった後に押しても、何も起きない
+    assert len(again.votes) == 40 and again.next() is None
+
+
 def test_without_a_screen_there_is_no_widget(monkeypatch):
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
-    assert sliders(table, **CONTROLS) is None
+    assert sliders(table, **CONTROLS) is None and blind_vote(None, str) is None
     import lib.show.widgets
 
     source = inspect.getsource(lib.show.widgets)

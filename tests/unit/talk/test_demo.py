@@ -14,9 +14,9 @@ from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
 from lib.run import open_run
-from lib.show.widgets import presenter_bar
 from lib.talk import demo as demo_module
 from lib.talk import venue
+from lib.talk.bar import presenter_bar
 from lib.talk.demo import Demo, banner, keep, record
 from lib.talk.plan import RECORDING, Clock, load_plan
 
