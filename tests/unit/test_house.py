@@ -28,7 +28,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "files": (130, set()),
     "profiles": (169, set()),
     "run": (232, {"files", "profiles"}),
-    "text": (445, set()),
+    "text": (395, set()),
     "data": (1767, {"files", "profiles", "text", "run", "model"}),
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),

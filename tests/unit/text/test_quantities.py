@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import DATA, read_jsonl
-from lib.text.quantities import Figure, figures, matches, nfkc, read_number, states, to_arabic, unexpected
+from lib.text.quantities import Quantity, matches, nfkc, quantities, read_number, states, to_arabic, unexpected
 
 KANJI = "〇一二三四五六七八九"
 
@@ -64,7 +64,7 @@ NUMBERS = st.one_of(st.integers(0, 120), st.integers(0, 99_999), st.integers(0, 
 @given(NUMBERS, NUMBERS)
 def test_every_spelling_of_a_number_matches_itself_and_no_other(number, other):
     for said in spellings(number):
-        assert figures(f"送料は{said}円です。") == [Figure("円", (Fraction(number),))], said
+        assert quantities(f"送料は{said}円です。") == [Quantity("円", (Fraction(number),))], said
         assert matches(f"送料は{said}円です。", [f"{number}円"])
         assert states(f"送料は{said}円です。", f"{other}円") is (number == other), (said, other)
 
@@ -76,11 +76,11 @@ def test_every_spelling_of_a_number_matches_itself_and_no_other(number, other):
     )
 )
 def test_no_text_breaks_the_reader(text):
-    assert all(figure.text for figure in figures(text)) and not unexpected(text, [text])
+    assert all(figure.text for figure in quantities(text)) and not unexpected(text, [text])
 
 
 def test_endless_digits_are_not_a_figure():
-    assert figures("9" * 10_000 + "円") == figures("九" * 10_000 + "円") == []
+    assert quantities("9" * 10_000 + "円") == quantities("九" * 10_000 + "円") == []
 
 
 @settings(max_examples=200, deadline=None)
@@ -118,7 +118,7 @@ def test_japanese_eras(era, count, year):
     for text in written:
         assert states(f"{text}です。", f"{year}年") and not states(f"{text}です。", f"{year + 1}年"), text
         assert states(f"{text}五月です。", f"{year}年5月") and not states(f"{text}五月です。", f"{year}年6月"), text
-    assert figures("平成40年") == [Figure("か月", (Fraction(480),))]  # 平成は 31 年まで。西暦にはしない
+    assert quantities("平成40年") == [Quantity("か月", (Fraction(480),))]  # 平成は 31 年まで。西暦にはしない
 
 
 @pytest.mark.parametrize(
@@ -243,10 +243,10 @@ def test_a_year_written_twice_is_one_year():
 
 
 def test_names_and_numbers_that_are_not_figures():
-    assert figures("三井物産と三越、四谷、七戸町、千代田区の百貨店が一番、一部、一般、もう一度。十分です。") == []
-    assert figures("第一通商の一通りの、ブランドの一つ。もう1つ、一人ひとり、一人暮らし、一年中、一日中。") == []
-    assert figures("E00593、03-1234-5678、Windows11、1.2.3") == []
-    assert [figure.text for figure in figures("十分間と二十分、三時十分")] == ["10分間", "20分", "3時10分"]
+    assert quantities("三井物産と三越、四谷、七戸町、千代田区の百貨店が一番、一部、一般、もう一度。十分です。") == []
+    assert quantities("第一通商の一通りの、ブランドの一つ。もう1つ、一人ひとり、一人暮らし、一年中、一日中。") == []
+    assert quantities("E00593、03-1234-5678、Windows11、1.2.3") == []
+    assert [figure.text for figure in quantities("十分間と二十分、三時十分")] == ["10分間", "20分", "3時10分"]
 
 
 def test_an_answer_with_another_figure_is_not_a_match():
