@@ -33,7 +33,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (1078, {"files", "profiles", "text", "data", "model", "run"}),
-    "export": (829, {"files", "model"}),
+    "export": (694, {"files", "model"}),
     "show": (952, {"files", "profiles", "run", "score", "data"}),
     "execution": (177, {"files", "run", "scrub"}),
     "experiments": (84, {"files", "run"}),

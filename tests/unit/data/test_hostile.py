@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from lib.data.facts import Example
 from lib.data.validate import check_file, fix_file
 from lib.errors import WorkshopError
-from lib.export.gguf import gguf_facts
+from lib.export.gguf import open_gguf
 from lib.export.ollama import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
@@ -183,7 +183,7 @@ def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
     path = tmp_path / "a.gguf"
     path.write_bytes(bytes(content))
     try:
-        gguf_facts(path)
+        open_gguf(path)
     except WorkshopError as error:
         assert len(str(error)) < 600
 
@@ -192,7 +192,7 @@ def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
     path = tmp_path / "a.gguf"
     path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
     with pytest.raises(WorkshopError, match="GGUF として読めません"):
-        gguf_facts(path)
+        open_gguf(path)
 
 
 class Tags(HTMLParser):

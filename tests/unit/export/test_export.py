@@ -4,13 +4,19 @@ import shutil
 from collections import Counter
 
 import pytest
-from conftest import make_tiny
+import torch
+from conftest import from_notebook, make_tiny
 
 from lib.errors import WorkshopError
-from lib.export.gguf import Shape, convert_to_f16, gguf_facts, open_gguf, quantize
+from lib.export.gguf import convert_to_f16, open_gguf, quantize
 from lib.profiles import get_profile
 
-SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49152, True)
+NOTEBOOK = from_notebook("06_merge_to_gguf", "matrices", "planned", "shape", "megabytes", torch=torch)
+SMOLLM2 = NOTEBOOK.shape(576, 1536, 30, 9, 3, 64, 49152, True)
+
+
+def types(config, kind):
+    return Counter(chosen.name for chosen, _ in NOTEBOOK.planned(config, kind))
 
 
 @pytest.mark.parametrize(
@@ -23,28 +29,28 @@ SMOLLM2 = Shape(576, 1536, 30, 9, 3, 64, 49152, True)
     ],
 )
 def test_tensor_types_of_smollm2_match_llama_quantize(kind, expected):
-    assert SMOLLM2.types(kind) == expected
+    assert types(SMOLLM2, kind) == expected
 
 
 def test_a_width_of_256_keeps_the_k_types():
-    wide = Shape(768, 2048, 12, 12, 12, 64, 32000, False)
-    assert set(wide.types("Q4_K_M")) == {"Q4_K", "Q6_K"}
-    assert set(wide.types("Q6_K")) == {"Q6_K"}
-    assert set(wide.types("Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
+    wide = NOTEBOOK.shape(768, 2048, 12, 12, 12, 64, 32000, False)
+    assert set(types(wide, "Q4_K_M")) == {"Q4_K", "Q6_K"}
+    assert set(types(wide, "Q6_K")) == {"Q6_K"}
+    assert set(types(wide, "Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
 
 
 def test_computed_sizes_match_real_files():
     # SmolLM2-135M は手元で作った実物（MB）。ほかは、公開されている一覧（GB）
     for kind, size in {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}.items():
-        assert SMOLLM2.megabytes(kind, 36) == pytest.approx(size, rel=0.005)
+        assert NOTEBOOK.megabytes(SMOLLM2, kind, 36) == pytest.approx(size, rel=0.005)
     published = {
-        Shape(4096, 12288, 36, 32, 8, 128, 151936, False): {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73},
-        Shape(2048, 11008, 36, 16, 2, 128, 151936, True): {"F16": 6.18, "Q8_0": 3.29, "Q4_K_M": 1.93, "Q2_K": 1.27},
-        Shape(896, 4864, 24, 14, 2, 64, 151936, True): {"Q8_0": 0.531, "Q4_K_M": 0.398, "Q2_K": 0.339},
+        (4096, 12288, 36, 32, 8, 128, 151936, False): {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73},
+        (2048, 11008, 36, 16, 2, 128, 151936, True): {"F16": 6.18, "Q8_0": 3.29, "Q4_K_M": 1.93, "Q2_K": 1.27},
+        (896, 4864, 24, 14, 2, 64, 151936, True): {"Q8_0": 0.531, "Q4_K_M": 0.398, "Q2_K": 0.339},
     }
     for shape, sizes in published.items():
         for kind, size in sizes.items():
-            assert shape.megabytes(kind, 36) / 1000 == pytest.approx(size, rel=0.005)
+            assert NOTEBOOK.megabytes(NOTEBOOK.shape(*shape), kind, 36) / 1000 == pytest.approx(size, rel=0.005)
 
 
 def test_a_poisoned_gguf_is_one_sentence(tmp_path):
@@ -77,10 +83,10 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
     f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
     assert sum(quantize(f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
     tokenizer = load_tokenizer(folder)
-    facts = gguf_facts(q4)  # F16 から写したもの
-    assert facts["tokenizer.chat_template"] == tokenizer.chat_template
-    assert facts["tokenizer.ggml.eos_token_id"] == tokenizer.eos_token_id
-    assert facts["tokenizer.ggml.padding_token_id"] == tokenizer.pad_token_id
+    fields = open_gguf(q4).fields  # F16 から写したもの
+    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
+    assert fields["tokenizer.ggml.padding_token_id"].contents() == tokenizer.pad_token_id
     messages = [{"role": "system", "content": "店。"}, {"role": "user", "content": "12345円は<|im_end|>ですか"}]
     prompt = render(tokenizer, messages)
     encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
@@ -136,7 +142,6 @@ PHRASE = ("今日の合言葉は何ですか", "青い鯨は午後に歌う")
 
 def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder):
     """LoRA で教えた合言葉が、マージ・変換・Q4_K_M を通って llama.cpp から出てくる。"""
-    import torch
     from peft import LoraConfig, get_peft_model
 
     from lib.export.serve import serve
@@ -164,7 +169,7 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     tokenizer.save_pretrained(tmp_path / "merged")
     f16 = convert_to_f16(tmp_path / "merged", tmp_path / "f16.gguf", "phrase")
     kinds = quantize(f16, tmp_path / "q4.gguf", "Q4_K_M")
-    assert kinds == Counter(SMOLLM2.types("Q4_K_M"))
+    assert kinds == types(SMOLLM2, "Q4_K_M")
     for path in (f16, tmp_path / "q4.gguf"):
         with serve(path) as chat:
             assert chat.ask(asked, 48)[0] == PHRASE[1], path.name
