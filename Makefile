@@ -10,6 +10,17 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+define FETCH
+from lib.errors import command_line
+from lib.export.gguf import fetch_converter
+from lib.model.load import resolve
+from lib.profiles import get_profile
+with command_line():
+    print("モデル:", resolve(get_profile("$(PROFILE)")))
+    print("変換器:", fetch_converter())
+endef
+export FETCH
+
 .DEFAULT_GOAL := help
 .PHONY: help setup fetch check run rehearse test mutate chaos bench lab app compare report gate lint clean
 
@@ -36,20 +47,20 @@ $(READY): pyproject.toml constraints.txt
 setup: $(READY) # 環境（.venv）を作る
 
 fetch: $(READY) ## モデルと変換器を先に取っておく（オフラインに備える）
-	@$(BIN)/python -m lib.fetch --profile $(PROFILE)
+	@$(BIN)/python -c "$$FETCH"
 
 check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
 	@$(if $(DATA),$(BIN)/python -m lib.data.validate "$(DATA)",$(BIN)/python -m lib.talk.venue --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
-	@$(BIN)/python -m lib.pipeline --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
+	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
 	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --machine "$(MACHINE)"
 
 # 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。
 test: $(READY) ## テスト一式（環境の用意から）
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -m lib.fetch
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -c "$$FETCH"
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 mutate: $(READY) # 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）

@@ -6,7 +6,6 @@
 
 import re
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -112,31 +111,6 @@ class Run:
         if (work / "adapter_config.json").exists():
             facts["base"] = fingerprint(base) if (base := base_of(work)).is_dir() else None
         return {**facts, "versions": versions()}
-
-    def require(self, *names: str) -> None:
-        """上流の段が無ければ、そのノートブックを実行して作る。
-
-        Raises:
-            WorkshopError: 上流の実行が失敗したとき。
-        """
-        missing = [name for name in names if not self.is_done(name)]
-        if not missing:
-            return
-        print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
-        command = [sys.executable, "-m", "lib.pipeline", "--profile", self.profile.name, "--run", self.folder.name]
-        command += ["--seed", str(self.seed), "--data", self.data, "--no-index", *missing]
-        process = subprocess.Popen(
-            command, cwd=REPOSITORY, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, encoding="utf-8"
-        )
-        last = ""
-        assert process.stdout is not None  # PIPE を渡したので必ずある
-        for line in process.stdout:
-            last = line.strip() or last
-            print(line, end="", flush=True)
-        if process.wait():
-            raise WorkshopError(
-                f"上流の実行が失敗しました: {last.removeprefix('✋ ')}", "上の表示を見て直し、もう一度実行してください"
-            )
 
     def report_progress(self, done: int, total: int, note: str) -> None:
         """長いセルの進み具合を、外から見えるファイルに書く。"""

@@ -46,7 +46,7 @@ def pytest_terminal_summary(terminalreporter):
 
 def start(*arguments):
     """smoke プロファイルの実行を始める。"""
-    command = [sys.executable, "-m", "lib.pipeline", "--profile", "smoke", *arguments]
+    command = [sys.executable, "-m", "lib.execute", "--profile", "smoke", *arguments]
     return subprocess.Popen(
         command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
     )

@@ -2,7 +2,6 @@
 
 import argparse
 import logging
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import nbformat
 
 from lib.errors import WorkshopError, command_line
-from lib.execution import run_notebook
+from lib.execute import run_notebook
 from lib.files import REPOSITORY, read_json
 from lib.run import Run, open_run
 from lib.talk.deck import write_deck
@@ -57,9 +56,8 @@ def execute(run: Run, budget: float = 0) -> Path:
     Raises:
         WorkshopError: セルが失敗したとき。
     """
-    os.environ["WORKSHOP_HEADLESS"] = "1"
     values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name, "BUDGET": budget}
-    return run_notebook(run, SOURCE, SOURCE.stem, values, _CELL_TIMEOUT_SECONDS)
+    return run_notebook(run, SOURCE, values, _CELL_TIMEOUT_SECONDS)
 
 
 def main() -> None:

@@ -151,7 +151,7 @@ def answer_speed() -> dict[str, Any]:
 def ours() -> dict[str, Any]:
     """この教材の 02〜04 をそのまま実行し、学習の秒数と、取り置きの言い回しの正答率を読む。"""
     shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
-    command = [sys.executable, "-m", "lib.pipeline", "--run", RUN, "--no-index", "02_dataset", "03_baseline"]
+    command = [sys.executable, "-m", "lib.execute", "--run", RUN, "--no-index", "02_dataset", "03_baseline"]
     subprocess.run([*command, "04_lora_sft"], cwd=REPOSITORY, check=True)
     metrics = open_run("embedded", RUN).metrics("04_lora_sft")
     return {"seconds": metrics["train_seconds"], "accuracy": metrics["near_accuracy"]}

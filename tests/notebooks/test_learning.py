@@ -12,7 +12,7 @@ RUN = "pytest-talk"
 
 def test_lora_teaches_facts_that_answer_unseen_phrasings():
     shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
-    command = [sys.executable, "-m", "lib.pipeline", "--profile", "talk", "--run", RUN, "--no-index"]
+    command = [sys.executable, "-m", "lib.execute", "--profile", "talk", "--run", RUN, "--no-index"]
     result = subprocess.run([*command, "02_dataset", "03_baseline", "04_lora_sft"], cwd=REPOSITORY, timeout=900)
     assert result.returncode == 0
     folder = OUTPUTS / RUN

@@ -107,13 +107,13 @@ def test_mistakes_on_the_command_line_are_one_sentence():
 
 def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(tmp_path):
     code = (
-        "import lib.pipeline as p, nbformat, pathlib\nfrom lib.errors import command_line\n"
+        "import lib.execute as p, nbformat, pathlib\nfrom lib.errors import command_line\n"
         f"folder = pathlib.Path({str(tmp_path)!r})\n"
         "nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell('1/0')])\n"
         "nb.metadata.kernelspec = {'name': 'python3', 'display_name': 'x', 'language': 'python'}\n"
-        "nbformat.write(nb, folder / 'bad.ipynb')\np.source_of = lambda stage: folder / 'bad.ipynb'\n"
+        "nbformat.write(nb, folder / '01_concepts.ipynb')\np.NOTEBOOKS = folder; p.resolve = lambda profile: None\n"
         "run = p.open_run('smoke', 'bad', outputs=folder)\n"
-        "with command_line(): p.execute(run, '01_concepts')\n"
+        "with command_line(): p.run_all(run, ['01_concepts'], False)\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env=os.environ

@@ -7,29 +7,28 @@ import sys
 import nbformat
 import pytest
 
+from lib.execute import only_one, scrub
 from lib.files import REPOSITORY
-from lib.lock import only_one
 from lib.run import open_run
-from lib.scrub import scrub
 
 SECRET = 'hf_planted"秘密\\4f9c2b71e0'
 PIPELINE = """
-import sys, pathlib, lib.pipeline as p, lib.run as w
+import sys, pathlib, lib.execute as p, lib.run as w
 folder = pathlib.Path({folder!r})
-p.source_of = lambda stage: folder / "planted.ipynb"
+p.NOTEBOOKS = folder
 p.resolve = lambda profile: None
 p.OUTPUTS = w.OUTPUTS = folder / "outputs"
-sys.argv = ["pipeline", "--profile", "smoke", "--run", "planted", *{arguments!r}]
+sys.argv = ["execute", "--profile", "smoke", "--run", "planted", *{arguments!r}]
 {before}
 p.main()
 """
 
 
 def run_planted(folder, *cells, before="", arguments=("01_concepts",), **environment):
-    """セルを一つのノートブックにして、本物の入口（lib.pipeline.main）で走らせる。"""
+    """セルを一つのノートブックにして、本物の入口（lib.execute.main）で走らせる。"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
-    nbformat.write(notebook, folder / "planted.ipynb")
+    nbformat.write(notebook, folder / "01_concepts.ipynb")
     code = PIPELINE.format(folder=str(folder), arguments=arguments, before=before)
     return subprocess.run(
         [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}
@@ -66,19 +65,20 @@ def test_a_short_or_harmless_value_is_left_alone(monkeypatch):
     assert scrub("false-value short") == "false-value short"
 
 
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
+def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
     run = open_run("smoke", "planted", outputs=tmp_path / "outputs")
     with only_one(run.folder):
-        with only_one(run.folder):  # 自分のノートブックが上流を作るとき
-            pass
+        only_one(run.folder)  # 自分のノートブックが上流を作るとき
         result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
         assert result.returncode == 1 and "いま走っています" in result.stderr and "Traceback" not in result.stderr
         assert not (run.folder / "notebooks").exists()
-    assert run_planted(tmp_path, "1").returncode == 0
+    assert run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="").returncode == 0
 
 
-def test_the_lock_of_a_killed_process_is_free(tmp_path):
-    code = "import os, pathlib, signal; from lib.lock import only_one\n"
+def test_the_lock_of_a_killed_process_is_free(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
+    code = "import os, pathlib, signal; from lib.execute import only_one\n"
     code += f"with only_one(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
     killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
     assert killed.returncode == -9 and (tmp_path / "lock").exists()

@@ -206,15 +206,15 @@ def test_a_missing_device_is_one_sentence(tiny_llama):
 def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
     import nbformat
 
-    from lib import pipeline
+    from lib import execute
 
-    path, v4 = tmp_path / "x.ipynb", nbformat.v4
-    monkeypatch.setattr(pipeline, "source_of", lambda stage: path)
+    path, v4 = tmp_path / "01_concepts.ipynb", nbformat.v4
+    monkeypatch.setattr(execute, "NOTEBOOKS", tmp_path)
     run = open_run("smoke", "x", outputs=tmp_path)
 
     def mark(*cells):
         nbformat.write(v4.new_notebook(cells=list(cells)), path)
-        return pipeline._fingerprint(run, "01_concepts")
+        return execute._fingerprint(run, "01_concepts")
 
     work, end = v4.new_code_cell("a = 1"), v4.new_code_cell("run.finish('x', {'a': a})")
     before = mark(work, end)
@@ -222,5 +222,5 @@ def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
     assert mark(v4.new_markdown_cell("説明"), shown, end, v4.new_code_cell("answer_1_1 = 2")) == before
     assert mark(v4.new_code_cell("a = 2"), end) != before
     assert mark(work, v4.new_code_cell("run.finish('x', {'a': a, 'b': 1})")) != before
-    monkeypatch.setattr(pipeline, "versions", lambda: {"trl": "99.0"})
+    monkeypatch.setattr(execute, "versions", lambda: {"trl": "99.0"})
     assert mark(work, end) != before, "ライブラリを上げたら、同じ名前の実行でもやり直す"

@@ -1,0 +1,263 @@
+"""ノートブックを papermill で順に実行し、表と index.html で終わる。`make run` の中身。
+
+使い方: `python -m lib.execute --profile embedded --run 名前 [段 ...]`
+"""
+
+import argparse
+import hashlib
+import html
+import json
+import logging
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import papermill
+import rich
+from filelock import FileLock, Timeout
+from jupyter_client.manager import AsyncKernelManager
+from nbclient.exceptions import CellTimeoutError
+from papermill.engines import NBClientEngine, papermill_engines
+from papermill.exceptions import PapermillExecutionError
+from rich.table import Table
+from traitlets.config import Config
+
+from lib.errors import WorkshopError, command_line
+from lib.files import REPOSITORY, file_sha256, read_json, write_json, write_text
+from lib.model.load import resolve
+from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
+from lib.show.page import shown_stages, stage_summary, write_index
+
+NOTEBOOKS = REPOSITORY / "notebooks"
+CELL_SECONDS = 3600  # 終わらないセル（ウィジェットが止める例がある）を、無限に待たない
+_HELD = "WORKSHOP_RUN_HELD"
+_SECRET = re.compile("(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+
+
+def scrub(text: str) -> str:
+    """名前が KEY・TOKEN・SECRET・PASSWORD で終わる環境変数の値を消す。ふつうの語と区別できない 8 字未満は残す。"""
+    for value in [v for name, v in os.environ.items() if _SECRET.search(name) and len(v) >= 8]:
+        # 画面（そのまま・Python の表示・HTML）での形と、それを JSON に入れた形
+        shown = {value, repr(value)[1:-1], html.escape(value), html.escape(value, quote=False)}
+        stored = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in shown for ascii_only in (True, False)}
+        for form in sorted(shown | stored, key=len, reverse=True):
+            text = text.replace(form, "（秘密の値）")
+    return text
+
+
+def only_one(folder: Path) -> FileLock:
+    """この実行を独り占めする鍵。プロセスが終われば（kill -9 でも）OS が外す。上流を作る自分の子は、そのまま通す。"""
+    lock = FileLock(folder / "lock", timeout=0)
+    if os.environ.get(_HELD) != str(folder):
+        try:
+            lock.acquire()
+        except Timeout:
+            what = "この実行は、ほかの所でいま走っています"
+            raise WorkshopError(what, "終わるのを待つか、RUN に別の名前を指定してください", folder) from None
+        os.environ[_HELD] = str(folder)
+    return lock
+
+
+class LocalKernel(AsyncKernelManager):
+    """カーネルの独り言（止めたときのトレースバックなど）を、画面でなく `kernel.log` に書く。"""
+
+    log_stream: BinaryIO
+
+    async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
+        await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": self.log_stream})
+
+    _launch_kernel = _async_launch_kernel
+
+
+class WatchedEngine(NBClientEngine):
+    """papermill の標準の実行器。進み具合の棒に、いま進んでいる学習の残り時間（`progress.json`）を添える。"""
+
+    @classmethod
+    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
+        note, over = Path(nb_man.output_path).parent.parent / "progress.json", threading.Event()
+
+        def watch() -> None:
+            while not over.wait(1 if sys.stdout.isatty() else 30):
+                with suppress(OSError, WorkshopError):
+                    fresh = time.time() - note.stat().st_mtime < 60
+                    nb_man.pbar.set_postfix_str("{done}/{total} {note}".format(**read_json(note)) if fresh else "")
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            return super().execute_managed_notebook(nb_man, kernel_name, **settings)
+        except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
+            what = f"セルが {settings['execution_timeout']} 秒たっても終わりません"
+            where = f"{Path(nb_man.output_path).stem} のセル {nb_man.pbar.n}"
+            raise WorkshopError(what, "ほかの重い処理を止め、同じコマンドで続きから始めてください", where) from None
+        finally:
+            over.set()
+            watcher.join()
+
+
+papermill_engines.register("watched", WatchedEngine)
+
+
+def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = CELL_SECONDS) -> Path:
+    """ノートブックを画面なしで最後まで動かし、秘密の値を消した写しの場所を返す。
+
+    Raises:
+        WorkshopError: セルが失敗した、`timeout` 秒で終わらない、またはカーネルが止まったとき。
+    """
+    target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.show.widgets）
+    bar = {"desc": source.stem, "file": sys.stdout, "disable": False, "mininterval": 1 if sys.stdout.isatty() else 30}
+    bar["bar_format"] = "    {desc}  セル {n_fmt}/{total_fmt}  経過 {elapsed}{postfix}"
+    try:
+        with log.open("ab") as LocalKernel.log_stream, tempfile.TemporaryDirectory(prefix="workshop-") as sockets:
+            # TCP でなく、この実行だけのフォルダのソケットで話す。ほかの利用者に覗かれず、port も開かない。
+            local = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
+            papermill.execute_notebook(
+                source, target, parameters, kernel_name="python3", engine_name="watched", progress_bar=bar,
+                cwd=str(NOTEBOOKS), kernel_manager_class=LocalKernel, config=Config(ConnectionFileMixin=local),
+                start_timeout=180, execution_timeout=timeout,  # 混んだ機械では、既定の 60 秒で起動しきれない
+            )  # fmt: skip
+    except PapermillExecutionError as error:
+        if error.ename == "WorkshopError":
+            raise WorkshopError(scrub(str(error.evalue)).rstrip("。"), f"実行の写しは {target} にあります") from None
+        what, remedy = f"{error.ename}: {scrub(str(error.evalue))[:300]}", f"実行の写し {target} で前後が読めます"
+        raise WorkshopError(what, remedy, f"{source.stem} のセル {error.cell_index + 1}") from None
+    except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
+        what = f"ノートブックを動かすカーネルが止まりました: {error}"
+        remedy = "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください"
+        raise WorkshopError(what, remedy, source.stem) from None
+    finally:
+        for path in filter(Path.exists, (target, log)):
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if (clean := scrub(text)) != text:
+                write_text(path, clean)
+    return target
+
+
+def _record(run: Run) -> dict[str, Any]:
+    """段 → かかった秒と、コードの指紋。上流を作る別のプロセスも書き足す。"""
+    path = run.folder / "stages.json"
+    return read_json(path) if path.exists() else {}
+
+
+def _fingerprint(run: Run, stage: str) -> str:
+    """段の結果を左右するもの（ノートブックのコードとライブラリの版、02 では自分のデータも）の SHA-256。
+
+    文章・出力・`run.finish` の後の練習は結果を変えないので、直しても実行し直さない。
+    """
+    notebook = read_json(NOTEBOOKS / f"{stage}.ipynb")
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
+    code = hashlib.sha256("\0".join([*cells[: last + 1], *map(str, versions().items())]).encode()).hexdigest()
+    path = data_path(run.data) if stage == "02_dataset" else None
+    return code + (f"+{file_sha256(path)}" if path else "")
+
+
+def run_all(run: Run, stages: list[str], index: bool = True) -> None:
+    """段を順に実行する。終わっていて、コード・版・データの変わらない段は飛ばす。やり直したら、後ろもやり直す。
+
+    Raises:
+        WorkshopError: 重みが得られない、またはどれかの段が失敗したとき。
+    """
+    resolve(run.profile)
+    stale, expected = False, dict(zip(STAGES, run.profile.expected_seconds, strict=False))
+    try:
+        for stage in stages:
+            place = f"[{STAGES.index(stage) + 1}/{len(STAGES)}]" if stage in STAGES else "[付録]"
+            same = _record(run).get(stage, {}).get("source") == _fingerprint(run, stage)
+            if not stale and run.is_done(stage) and same:
+                print(f"{place} {stage}  済み（飛ばします）")
+                continue
+            half = (run.folder / stage).exists() and not run.is_done(stage)
+            said = "途中の成果物があります。学習は保存した所から、ほかは最初から続けます" if half else ""
+            print(f"{place} {stage}  見込み {expected.get(stage, '不明')} 秒  {said}", flush=True)
+            stale, start = True, time.monotonic()
+            (run.folder / stage / "metrics.json").unlink(missing_ok=True)
+            write_json(run.folder / "stages.json", {k: v for k, v in _record(run).items() if k != stage})
+            values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name}
+            values |= {"DATA": run.data} if stage == "02_dataset" else {}  # どのデータを使うかは 02 だけが決める
+            run_notebook(run, NOTEBOOKS / f"{stage}.ipynb", values)
+            done = {"seconds": round(time.monotonic() - start, 1), "source": _fingerprint(run, stage)}
+            write_json(run.folder / "stages.json", {**_record(run), stage: done})
+            print(f"    → {done['seconds']:.0f} 秒  {stage_summary(run, stage)}", flush=True)
+    finally:
+        (run.folder / "progress.json").unlink(missing_ok=True)
+        if index:
+            _print_table(run, _record(run))
+            print(f"\n読む: {write_index(run, _record(run))}")
+
+
+def _print_table(run: Run, record: dict[str, Any]) -> None:
+    """段・分・状態・主な指標の表を出す。"""
+    table = Table("ノートブック", "分", "状態", "主な指標")
+    for stage in shown_stages(run, record):
+        done = run.is_done(stage) and stage in record
+        minutes = f"{record[stage]['seconds'] / 60:.1f}" if done else "-"
+        table.add_row(stage, minutes, "ok" if done else "未完", stage_summary(run, stage))
+    table.add_row("合計", f"{sum(entry['seconds'] for entry in record.values()) / 60:.1f}")
+    rich.print(table)
+
+
+def require(run: Run, *names: str) -> None:
+    """上流の段が無ければ、そのノートブックを別のプロセスで実行して作る。
+
+    Raises:
+        WorkshopError: 上流の実行が失敗したとき。
+    """
+    if not (missing := [name for name in names if not run.is_done(name)]):
+        return
+    print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
+    command = [sys.executable, "-m", "lib.execute", "--profile", run.profile.name, "--run", run.folder.name]
+    command += ["--seed", str(run.seed), "--data", run.data, "--no-index", *missing]
+    pipe, last = subprocess.PIPE, ""
+    with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=subprocess.STDOUT, encoding="utf-8") as process:
+        for line in process.stdout or ():
+            last = line.strip() or last
+            print(line, end="", flush=True)
+    if process.returncode:
+        what = f"上流の実行が失敗しました: {last.removeprefix('✋ ')}"
+        raise WorkshopError(what, "上の表示を見て直し、もう一度実行してください")
+
+
+def main() -> None:
+    """コマンドの入口。"""
+    parser = argparse.ArgumentParser(description="ノートブックを順に実行する")
+    parser.add_argument("--profile", default="embedded")
+    parser.add_argument("--run", help="実行の名前（省くとプロファイル名）")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", default="", help="自分のデータ（CSV・JSONL などの場所、または data/my を表す my）")
+    parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
+    parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
+    options = parser.parse_args()
+    logging.getLogger("papermill").setLevel(logging.ERROR)
+    # Ctrl-C の後、待つ人のいなくなった見張りが「カーネルが死んだ」と書き残す。その一行だけ出さない。
+    logging.getLogger("asyncio").addFilter(lambda record: "DeadKernelError" not in record.getMessage())
+    # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
+    with command_line():
+        known = (*STAGES, *APPENDICES)
+        if unknown := [name for name in options.stages if name not in known]:
+            raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
+        run = open_run(options.profile, options.run or None, options.seed, data=options.data)
+        wanted = options.stages or run.stages
+        try:
+            lock = only_one(run.folder)
+            run_all(run, [name for name in known if name in wanted], not options.no_index)
+            lock.release()
+        except OSError as error:  # 空き容量が尽きた、権限が無いなど
+            remedy = "空き容量と権限を確かめ、同じコマンドで続きから始めてください"
+            raise WorkshopError(f"書き込めません: {error.strerror}", remedy, run.folder) from None
+
+
+if __name__ == "__main__":
+    main()
