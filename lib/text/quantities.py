@@ -287,9 +287,6 @@ def _read_digits(run: str) -> Fraction | None:
     return None if "?" in digits or (len(digits) == 2 and digits in "123456789") else Fraction(digits)
 
 
-BLIND_SPOT = (
-    "数値と語を言ったかだけを見る。「690円ではない」の打ち消し、何の数か、以上か未満か、文の良し悪しは見えない。"
-)
 _FILLER = re.compile(r"約|およそ|ごろ|頃|ほど|くらい|から|まで|[~、・,\s]")
 
 
