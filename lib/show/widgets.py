@@ -1,6 +1,5 @@
 """触って確かめる部品。画面の無い実行では出さない。Output は papermill を止めることがあるので、HTML に描く。"""
 
-import html
 import inspect
 import os
 import random
@@ -19,13 +18,12 @@ TIE = "引き分け"
 def sliders(show: Callable[..., Any], **controls: Any) -> Any:
     """引数をスライダーなどにして、動かすたびに `show` の表（`_repr_html_` を持つもの）か図を描き直す。
 
-    Args:
-        show: 表か図を返す関数。初めの値は、引数の既定値。
-        controls: 引数の名前 → (最小, 最大[, 刻み])、選ぶものの列、または ipywidgets の部品。
+    `controls` は、引数の名前 → (最小, 最大[, 刻み])、選ぶものの列、または部品を作る関数。初めの値は引数の既定値。
     """
     if os.environ.get("WORKSHOP_HEADLESS"):
         return None
-    parts = {name: ipywidgets.interactive.widget_from_abbrev(given) for name, given in controls.items()}
+    made = ipywidgets.interactive.widget_from_abbrev
+    parts = {name: given() if callable(given) else made(given) for name, given in controls.items()}
     page = ipywidgets.HTML().add_class("jp-RenderedHTMLCommon")  # JupyterLab の表の見た目
 
     def redraw(_: Any = None) -> None:
@@ -45,7 +43,7 @@ class Ballot:
     """人のブラインド評価。左右は無作為。`votes`（行の番号 → 選ばれた名前か「引き分け」）は一票ごとに `path` に残す。"""
 
     def __init__(self, names: tuple[str, str], rows: Sequence[tuple[str, str, str]], path: Path, seed: int = 0) -> None:
-        """`rows` は (質問, 一つ目の答え, 二つ目の答え) の列。`path` に前の票があれば、続きから始める。"""
+        """`rows` は (質問, 一つ目の答え, 二つ目の答え) の列。前の票があれば、続きから始める。"""
         self.names, self.rows, self.path = names, rows, path
         self.swapped = [random.Random(f"{seed}-{number}").random() < 0.5 for number in range(len(rows))]
         self.votes: dict[str, str] = read_json(path)["votes"] if path.exists() else {}
@@ -62,24 +60,3 @@ class Ballot:
         """「左」「右」「引き分け」のどれかを残す。"""
         self.votes[str(number)] = TIE if side == TIE else self.names[(side == "右") != self.swapped[number]]
         write_json(self.path, {"names": self.names, "votes": self.votes})
-
-
-def blind_vote(ballot: Ballot, result: Callable[[Ballot], str]) -> Any:
-    """左・引き分け・右を押すたびに票を残し、終わると `result` の文を出す部品。"""
-    if os.environ.get("WORKSHOP_HEADLESS"):
-        return None
-    page, buttons = ipywidgets.HTML(), [ipywidgets.Button(description=side) for side in ("左", TIE, "右")]
-
-    def press(button: Any = None) -> None:
-        if button and (number := ballot.next()) is not None:
-            ballot.vote(number, button.description)
-        if (number := ballot.next()) is None:
-            page.value = html.escape(result(ballot))
-        else:
-            question, left, right = map(html.escape, (ballot.rows[number][0], *ballot.sides(number)))
-            page.value = f"<b>{number + 1}/{len(ballot.rows)} {question}</b><br>左: {left}<br>右: {right}"
-
-    for button in buttons:
-        button.on_click(press)
-    press()
-    return ipywidgets.VBox([page, ipywidgets.HBox(buttons)])

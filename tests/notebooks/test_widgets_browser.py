@@ -22,6 +22,7 @@ QUIET += ["--disable-component-update", "--disable-sync"]
 VIEWS = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from IPython.display import HTML
+from ipywidgets import Text
 from lib.show.plots import curve, token_boxes
 from lib.show.widgets import sliders
 from lib.talk.bar import presenter_bar
@@ -60,7 +61,7 @@ def lab(tmp_path):
     code = [
         VIEWS,
         'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])',
-        'from ipywidgets import Text\nsliders(words, text=Text(placeholder="ここに書く"))',
+        'sliders(words, text=lambda: Text(placeholder="ここに書く"))',
         BAR,
         BUSY,
         *AFTER,

@@ -13,7 +13,6 @@ from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.score.answers import is_correct, is_refusal
 from lib.score.pairs import MADE_UP, RUDE, VAGUE, WRONG, fault, openai_judge, rank_pairs, written_pairs
-from lib.show.widgets import TIE
 
 FEE = Example("fee", "polite", "送料はいくらですか。", "送料は690円です。", ("690円",))
 ASK = Example("na", "unanswerable", "社長は誰ですか。", "申し訳ありませんが、分かりかねます。", ())
@@ -115,13 +114,9 @@ def test_written_pairs_never_touch_the_exam(lang):
             assert fault(example, bad) == row["reason"] or lang == "en"
 
 
-def test_choices_by_hand_become_pairs_and_ties_do_not():
-    made = from_notebook("05_preference", "pairs_by_hand", TIE=TIE).pairs_by_hand
-    varied = [(FEE, "一", "二"), (ASK, "三", "四"), (FEE, "五", "六")]
-    first, second = made(varied, {"0": "二つ目", "1": TIE, "2": "一つ目"})
-    assert [(r["chosen"][0]["content"], r["rejected"][0]["content"]) for r in (first, second)] == [
-        ("二", "一"),
-        ("五", "六"),
-    ]
-    assert "人" in first["reason"] and first["prompt"] == FEE.prompt()
+def test_choices_by_hand_become_pairs():
+    made = from_notebook("05_preference", "pairs_by_hand").pairs_by_hand
+    first, second = made([(FEE, "一", "二"), (ASK, "三", "四"), (FEE, "五", "六")], {0: "B", 2: "A"})
+    sides = [(row["chosen"][0]["content"], row["rejected"][0]["content"]) for row in (first, second)]
+    assert sides == [("二", "一"), ("五", "六")] and "人" in first["reason"] and first["prompt"] == FEE.prompt()
     assert set(first) == set(rank_pairs([FEE], [["分かりません", FEE.answer]])[0])

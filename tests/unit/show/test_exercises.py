@@ -9,16 +9,15 @@ import pytest
 
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
-from lib.show import exercises as module
-from lib.show.exercises import check, exercises
+from lib.show.exercises import EXERCISES, MISSED, check
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0[1-7]_*.ipynb"))
-NUMBERS = sorted(exercises())
+NUMBERS = sorted(EXERCISES)
 
 
 @pytest.fixture(autouse=True)
 def no_miss_yet():
-    module._missed.clear()
+    MISSED.clear()
 
 
 @cache
@@ -83,13 +82,13 @@ def test_empty_exercises_are_friendly(path, capsys):
 def test_solved_exercises_all_pass(path, capsys):
     """全部の解答例を書き込んだ「練習」を、一つの名前空間で上から実行する。"""
     numbers = [number for number in NUMBERS if number[0] == path.name[1]]
-    said = run("\n".join(filled(number, exercises()[number]["solution"]) for number in numbers), capsys)
+    said = run("\n".join(filled(number, EXERCISES[number]["solution"]) for number in numbers), capsys)
     assert [line.split(":")[0] for line in said.splitlines()] == [f"✓ 練習 {number}" for number in numbers]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_hints_and_solution_hold_together(number, capsys):
-    row = exercises()[number]
+    row = EXERCISES[number]
     assert len(row["hints"]) >= 2 and row["why"] and ("expected" in row) != ("cases" in row)
     assert details(row) in cells_of(number)[0], f"問いの解答例を、次に替えてください:\n{details(row)}"
     given_away = [line.strip() for line in row["solution"].splitlines() if re.search(r"return |answer_\S+ =", line)]
@@ -104,10 +103,10 @@ def test_hints_and_solution_hold_together(number, capsys):
 
 @pytest.mark.parametrize("number", NUMBERS)
 def test_plausible_mistakes_get_the_hints_in_order(number, capsys):
-    row = exercises()[number]
+    row = EXERCISES[number]
     assert row["wrong"]
     for wrong in row["wrong"]:
-        module._missed.clear()
+        MISSED.clear()
         for hint in row["hints"]:
             said = run(filled(number, wrong), capsys)
             assert said.startswith(f"✗ 練習 {number}: ") and hint in said
@@ -139,7 +138,7 @@ def test_no_answer_makes_a_traceback(number, capsys):
 
     functions = [fails, leaves, lambda: 0, lambda *a: a.append, lambda *_: Strange()]
     for answer in [*functions, Strange(), Strange, "", [], {}, -1j, float("nan")]:
-        module._missed.clear()
+        MISSED.clear()
         check(number, answer)
         said = capsys.readouterr().out
         assert said.startswith(f"✗ 練習 {number}") and "ヒント 1/" in said and said.count("\n") == 2

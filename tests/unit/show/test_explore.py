@@ -1,6 +1,8 @@
 """触って試す部品: 中身の計算が本物と同じこと、画面の無いときは何も出さないこと、文字を逃がすこと。"""
 
 import inspect
+import re
+from functools import partial
 
 import nbformat
 import pandas as pd
@@ -11,7 +13,7 @@ from ipywidgets import FloatLogSlider, Text
 from lib.files import REPOSITORY
 from lib.show.explore import learning_rates, lora_parameters, pieces, side_by_side, smallest_fit
 from lib.show.plots import chat, curve, token_boxes
-from lib.show.widgets import TIE, Ballot, blind_vote, sliders
+from lib.show.widgets import TIE, Ballot, sliders
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -115,7 +117,7 @@ CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0, 0.01), "model": ["a", "b"]}
 
 def test_every_control_redraws_the_view(monkeypatch):
     monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-    widgets = {"rate": FloatLogSlider(min=-5, max=-2), "text": Text(placeholder="書く")}
+    widgets = {"rate": partial(FloatLogSlider, min=-5, max=-2), "text": partial(Text, placeholder="書く")}
     *parts, page = sliders(table, **CONTROLS, **widgets).children
     assert "4/0.50/1e-03/a/字" in page.value
     for part, value in zip(parts, (9, 1.0, "b", 1e-2, NASTY), strict=True):
@@ -131,7 +133,7 @@ def test_a_figure_is_drawn_into_the_page(monkeypatch):
     def line(peak=1e-3):
         return curve(learning_rates("cosine", peak, 0.1, 5), ["learning_rate"], "学習率")
 
-    slider, page = sliders(line, peak=FloatLogSlider(min=-5, max=-2)).children
+    slider, page = sliders(line, peak=partial(FloatLogSlider, min=-5, max=-2)).children
     before = page.value
     slider.value = 1e-2
     assert page.value.startswith('<img alt="図" src="data:image/png') and page.value != before
@@ -151,19 +153,21 @@ def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
     monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-    page, buttons = blind_vote(again, win_rate).children
+    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders)
+    buttons, page = made.vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
     left = again.sides(31)[0]
-    for _ in range(9):
-        buttons.children[0].click()
-    assert again.votes["31"] == ("SFT" if left == NASTY else "学習前") and page.value == win_rate(again)
-    buttons.children[0].click()  # 終わった後に押しても、何も起きない
+    for number in range(31, 40):
+        buttons.value = "左"  # 同じ側を続けて押しても、一票ずつ
+        assert len(again.votes) == number + 1 and buttons.value is None
+    assert again.votes["31"] == ("SFT" if left == NASTY else "学習前") and "終わりました" in page.value
+    buttons.value = "左"  # 終わった後に押しても、何も起きない
     assert len(again.votes) == 40 and again.next() is None
 
 
 def test_without_a_screen_there_is_no_widget(monkeypatch):
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
-    assert sliders(table, **CONTROLS) is None and blind_vote(None, str) is None
+    assert sliders(table, **CONTROLS) is None
     import lib.show.widgets
 
     source = inspect.getsource(lib.show.widgets)
@@ -175,7 +179,7 @@ def test_every_widget_in_a_notebook_has_a_static_view():
     seen = 0
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
-        for cell in (c for c in code if "\nsliders(" in f"\n{c}"):
+        for cell in (c for c in code if re.search(r"^(\w+ = )?sliders\(", c, re.M)):
             shown = cell.split("sliders(")[1].split(",")[0]
             seen += 1
             assert shown == "mask" or any(c.rstrip().endswith(f"{shown}()") for c in code), (path.name, shown)
