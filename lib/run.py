@@ -34,7 +34,8 @@ STAGES = (
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")
 """`make run` では走らない付録。それぞれ単独で実行する。"""
 BUILT_IN = "support"
-_PACKAGES = ("torch", "transformers", "trl", "peft", "datasets", "accelerate", "xllamacpp", "libgguf", "gguf")
+_NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
+_PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
 
 
 def versions() -> dict[str, str]:
@@ -63,6 +64,12 @@ class Run:
     profile: Profile
     seed: int
     data: str = BUILT_IN
+
+    def __str__(self) -> str:
+        """準備のセルが出す二行: 版と、出力先・モデル・デバイス。"""
+        numbers = "  ".join(f"{name} {number}" for name, number in list(versions().items())[:5])
+        device = f"{self.profile.device} / {self.profile.dtype}"
+        return f"{numbers}\n出力先: {self.folder}   モデル: {self.profile.model}   デバイス: {device}"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -149,6 +156,9 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         WorkshopError: 名前が使えない、別の設定の実行がある、書き込めないとき。
     """
     chosen = get_profile(profile)
+    if lacking := [name for name in _NEEDED if versions()[name] == "なし"]:
+        remedy = f"make setup を実行するか、python {REPOSITORY / 'lib' / 'bootstrap.py'} で入れてください"
+        raise WorkshopError(f"部品がありません: {'、'.join(lacking)}", remedy)
     name = run or chosen.name
     if path := data_path(data):
         # リポジトリの中なら相対で覚える（別の機械に写した実行でも同じ意味になるように）。

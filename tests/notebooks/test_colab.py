@@ -1,24 +1,27 @@
-"""一冊だけを開く人のために: バッジ、どれも同じ準備のセル、リポジトリと部品の用意。"""
+"""一つだけ開いたノートブックのために: バッジ、どれも同じ準備のセル、リポジトリと部品の用意。"""
 
 import json
 import os
-import re
 import subprocess
 import sys
 import venv
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
 import pytest
 
-from lib import bootstrap as alone
-from lib.badges import BADGE, address, readdress
-from lib.errors import WorkshopError
+from lib import bootstrap
 from lib.files import REPOSITORY
 from lib.show.page import notebook_html
 
+sys.path.append(str(REPOSITORY / "tests" / "maintain"))
+from address import BADGE, address, readdress
+
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
+CLONE = address().split("/")[1]
+AFTER = "\nfrom lib.run import open_run\n\nrun = open_run('smoke', 'alone')\nprint(run)"
 
 
 def cells_of(path):
@@ -26,9 +29,8 @@ def cells_of(path):
 
 
 def setup_cell(path):
-    found = [c for c in cells_of(path) if c["cell_type"] == "code" and c["source"][0].startswith("# @title 準備")]
-    assert len(found) == 1
-    return found[0]
+    (found,) = [cell for cell in cells_of(path) if "setup" in cell["metadata"].get("tags", [])]
+    return "".join(found["source"])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -36,16 +38,19 @@ def test_the_badge_opens_this_very_notebook(path):
     first = cells_of(path)[0]
     assert f"]({BADGE.format(address(), path.name)})" in "".join(first["source"])
     assert first["metadata"]["tags"] == ["badge"]
-    assert BADGE.format(address(), path.name) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert f'HOME = "https://github.com/{address()}"' in "".join(setup_cell(path)["source"])
+    code = ["".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "code"]
+    place = code.index(setup_cell(path))
+    assert f"https://github.com/{address()}" in code[place] and f'"{CLONE}/lib/bootstrap.py"' in code[place]
+    data = ", data=DATA" if path.stem == "02_dataset" else ""
+    opened = f"run = open_run(PROFILE, RUN, SEED{data})\nprofile = run.profile\nprint(run)"
+    assert code[place + 1] == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"
 
 
-def test_the_setup_cell_is_the_same_everywhere_and_folded():
-    folded = {"cellView": "form", "jupyter": {"source_hidden": True}}
-    assert all(setup_cell(path)["metadata"] == folded for path in NOTEBOOKS)
-    sources = {"".join(setup_cell(path)["source"]).replace(", data=DATA", "") for path in NOTEBOOKS}
-    assert len(sources) == 1
-    assert re.findall(r"print\((.*?)\(", sources.pop())[0] == '"  ".join', "版を初めに出す"
+def test_the_setup_cell_is_short_and_the_same_everywhere():
+    assert len({setup_cell(path) for path in NOTEBOOKS}) == 1
+    assert len(setup_cell(NOTEBOOKS[0]).splitlines()) <= 8
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"colab.research.google.com/github/{address()}/blob/main/notebooks/" in text
 
 
 def test_a_new_address_reaches_every_link(tmp_path):
@@ -54,6 +59,9 @@ def test_a_new_address_reaches_every_link(tmp_path):
     assert readdress(path, "someone/elsewhere") and not readdress(path, "someone/elsewhere")
     text = path.read_text(encoding="utf-8")
     assert address() not in text and text.count("someone/elsewhere") == 2
+    assert setup_cell(path) == setup_cell(NOTEBOOKS[0]).replace(address(), "someone/elsewhere").replace(
+        CLONE, "elsewhere"
+    )
 
 
 def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
@@ -63,10 +71,10 @@ def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
     assert "colab-badge" not in page and "ファインチューニングとは何か" in page
 
 
-def open_alone(folder, python, **environment):
-    """準備のセルだけを、リポジトリの外のフォルダで実行する。版の合わない部品があっても、テストの環境には入れさせない。"""
-    source = 'PROFILE, SEED, RUN = "smoke", 0, "alone"\n' + "".join(setup_cell(NOTEBOOKS[1])["source"])
-    (folder / "cell.py").write_text(source, encoding="utf-8")
+def open_alone(folder, python, after=AFTER, **environment):
+    """準備のセルと次のセルを、そのフォルダで実行する。部品は、ネットワークからは入れさせない。"""
+    script = folder / "cell.py"
+    script.write_text(setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
     return subprocess.run(
         [python, "cell.py"], cwd=folder, capture_output=True, text=True, timeout=120,
         env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -78,35 +86,68 @@ def open_alone(folder, python, **environment):
 def published(tmp_path):
     """いまの作業木と同じ中身のリポジトリと、公開先の代わりにそれを取らせる git の設定。"""
     source = tmp_path / "published"
-    for name in subprocess.check_output(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=REPOSITORY, text=True
-    ).split():
-        if name.startswith(("lib/", "constraints", "pyproject")):
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "lib", "constraints.txt", "pyproject.toml"]
+    for name in subprocess.check_output(listed, cwd=REPOSITORY, text=True).split():
+        if (REPOSITORY / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
             (source / name).write_bytes((REPOSITORY / name).read_bytes())
     git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@example.invalid"]
     for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    return git, {
+    return {
         "GIT_CONFIG_COUNT": "1",
         "GIT_CONFIG_KEY_0": f"url.{source.as_uri()}.insteadOf",
         "GIT_CONFIG_VALUE_0": f"https://github.com/{address()}",
     }
 
 
-def test_opened_alone_the_cell_clones_and_then_pulls(tmp_path, published):
-    git, environment = published
+def no_pip(folder):
+    """pip の代わりに、何もせず成功する部品。"""
+    (folder / "pip.py").write_text("", encoding="utf-8")
+
+
+def test_opened_alone_the_cell_clones_once(tmp_path, published):
     folder = tmp_path / "content"
     folder.mkdir()
-    told = open_alone(folder, sys.executable, **environment)
-    assert told.returncode == 0, told.stderr
-    lines = [line for line in told.stdout.splitlines() if line.startswith(("python", "出力先"))]
-    assert [line.split()[0] for line in lines] == ["python", "出力先:"]
-    assert (folder / "finetuning-workshop" / "outputs" / "alone" / "run.json").exists()
-    subprocess.run([*git, "commit", "-qm", "second", "--allow-empty"], check=True)
-    assert open_alone(folder, sys.executable, **environment).returncode == 0
-    log = subprocess.check_output(["git", "log", "--format=%s"], cwd=folder / "finetuning-workshop", text=True)
-    assert log.split()[0] == "second"
+    no_pip(folder)
+    told = open_alone(folder, sys.executable, **published)
+    assert told.returncode == 0 and "足りない部品を入れます" in told.stdout, told.stderr
+    assert [line.split()[0] for line in told.stdout.splitlines()[-2:]] == ["python", "出力先:"]
+    assert (folder / CLONE / "outputs" / "alone" / "run.json").exists()
+    again = open_alone(folder, sys.executable, GIT_CONFIG_COUNT="0")  # 二度目は、取りもせず、入れもしない
+    assert again.returncode == 0 and "足りない部品" not in again.stdout, again.stderr
+
+
+@pytest.mark.parametrize("name", ["lib/__init__.py", "lib/notes.txt"])
+def test_another_lib_in_the_folder_is_no_obstacle(tmp_path, published, name):
+    folder = tmp_path / "content"
+    (folder / "lib").mkdir(parents=True)
+    (folder / name).write_text("", encoding="utf-8")
+    no_pip(folder)
+    for _ in range(2):
+        told = open_alone(folder, sys.executable, **published)
+        assert told.returncode == 0 and "出力先" in told.stdout, told.stderr
+
+
+@pytest.mark.parametrize("place", [".", "notebooks", "notebooks/inner"])
+def test_a_bare_clone_needs_no_installation_and_no_network(tmp_path, published, place):
+    """JupyterLab と VS Code と papermill は、それぞれ別のフォルダで始まる。"""
+    source, folder = tmp_path / "published", tmp_path / "published" / place
+    folder.mkdir(parents=True, exist_ok=True)
+    outside = {"GIT_CONFIG_COUNT": "0", "PYTHONPATH": str(source)} if "inner" in place else {"GIT_CONFIG_COUNT": "0"}
+    told = open_alone(folder, sys.executable, **outside)  # 離れたフォルダでは、入れてある lib を使う
+    assert told.returncode == 0 and str(source / "outputs" / "alone") in told.stdout, told.stderr
+    assert not (folder / CLONE).exists()
+
+
+def test_missing_parts_are_one_sentence_and_no_clone(tmp_path, published):
+    hide = "\nimport importlib.metadata as m\nfound = m.version\ndef version(name):\n"
+    hide += "    if name == 'torch': raise m.PackageNotFoundError(name)\n    return found(name)\nm.version = version"
+    show = "\nfrom lib.errors import command_line\nwith command_line(): open_run('smoke', 'alone')"
+    after = hide + "\nfrom lib.run import open_run" + show
+    told = open_alone(tmp_path / "published", sys.executable, after, GIT_CONFIG_COUNT="0")
+    assert told.returncode == 1 and "部品がありません: torch" in told.stderr and "Traceback" not in told.stderr
+    assert not (tmp_path / "published" / CLONE).exists()
 
 
 def test_without_the_network_one_sentence_is_shown(tmp_path):
@@ -125,50 +166,41 @@ def pip(monkeypatch):
         calls.append((held, command[command.index("-c") + 2 :]))
         return SimpleNamespace(returncode=0, stdout="")
 
-    monkeypatch.setattr(alone.subprocess, "run", run)
+    monkeypatch.setattr(bootstrap.subprocess, "run", run)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setitem(sys.modules, "lib", sys.modules["lib"])
     return calls
 
 
-def lacking(monkeypatch, **found):
-    monkeypatch.setattr(alone, "unmet", lambda: [(SimpleNamespace(name=n), v) for n, v in found.items()])
-
-
-def test_torch_is_never_replaced(monkeypatch, pip, capsys):
-    lacking(monkeypatch, torch="2.11.0+cu130", ipykernel="6.17.1", jupyterlab=None, trl=None, rouge_score="0.0.1")
-    monkeypatch.setattr(alone, "_loaded", lambda names: [])  # ほかのテストが trl を読み込んでいることがある
-    alone.install_missing()
+def test_torch_is_never_replaced(pip, capsys):
+    bootstrap.main()
     ((held, wanted),) = pip
-    assert any(line.startswith("torch==") for line in held) and any(line.startswith("ipykernel==") for line in held)
-    assert [name.split("==")[0].replace("_", "-") for name in wanted] == ["rouge-score", "trl"]
-    assert "torch は、ここにある 2.11.0+cu130 をそのまま使います" in capsys.readouterr().out
-
-
-def test_nothing_is_installed_when_nothing_is_missing(monkeypatch, pip):
-    lacking(monkeypatch, torch="2.11.0", jupyterlab=None)
-    alone.install_missing()
-    assert not pip
+    assert f"そのまま使うもの: torch {version('torch')} " in capsys.readouterr().out
+    names = {need.split(">")[0].split("=")[0] for need in wanted}
+    assert names >= {"trl", "transformers", "papermill"} and not names & {*bootstrap.KEPT, "jupyterlab"}
+    for name in bootstrap.KEPT:
+        assert [pin for pin in held if pin.startswith(f"{name}==")] == [f"{name}=={version(name)}"]
 
 
 def test_a_replaced_module_in_use_asks_for_a_restart(monkeypatch, pip):
-    lacking(monkeypatch, pytest="1.0", evaluate=None)
-    with pytest.raises(WorkshopError, match="pytest は前の版が動いています.*再起動"):
-        alone.install_missing()
+    states = [
+        [SimpleNamespace(name="pytest", version=number), SimpleNamespace(name="trl", version="1")] for number in "12"
+    ]
+    monkeypatch.setattr(bootstrap, "distributions", lambda: states.pop(0))
+    with pytest.raises(SystemExit, match="✋.*pytest は前の版が動いています.*再起動"):
+        bootstrap.main()
 
 
-def test_a_failed_install_is_one_sentence(monkeypatch):
-    lacking(monkeypatch, trl=None)
+def test_a_failed_install_is_one_sentence(monkeypatch, pip):
     told = SimpleNamespace(returncode=1, stdout="x\nERROR: No matching distribution found for trl\n")
-    monkeypatch.setattr(alone.subprocess, "run", lambda *_, **__: told)
-    with pytest.raises(WorkshopError, match="No matching distribution found for trl。"):
-        alone.install_missing()
+    monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: told)
+    with pytest.raises(SystemExit, match="✋.*No matching distribution found for trl。"):
+        bootstrap.main()
 
 
-def test_the_cell_needs_only_packaging_and_pip_to_begin(tmp_path, published):
+def test_the_cell_needs_only_python_and_pip_to_begin(tmp_path, published):
     """何も入っていない Python では、足りない部品を入れるところまで進み、入れられなければ一文で止まる。"""
     venv.create(tmp_path / "bare", symlinks=True)
-    import packaging
-
-    site = next((tmp_path / "bare" / "lib").glob("python*/site-packages"))
-    (site / "packaging").symlink_to(os.path.dirname(packaging.__file__))
-    told = open_alone(tmp_path, tmp_path / "bare" / "bin" / "python", **published[1])
+    told = open_alone(tmp_path, tmp_path / "bare" / "bin" / "python", **published)
     assert told.returncode == 1 and "足りない部品を入れます" in told.stdout and "部品を入れられません" in told.stderr
+    assert "Traceback" not in told.stderr
