@@ -11,10 +11,14 @@ from conftest import from_notebook
 from ipywidgets import FloatLogSlider, Text
 
 from lib.files import REPOSITORY
-from lib.show.explore import learning_rates, lora_parameters, pieces, side_by_side, smallest_fit
 from lib.show.plots import chat, curve, token_boxes
 from lib.show.widgets import TIE, Ballot, sliders
 
+lora_parameters = from_notebook("01_concepts", "lora_parameters").lora_parameters
+pieces = from_notebook("02_dataset", "pieces").pieces
+learning_rates = from_notebook("04_lora_sft", "learning_rates").learning_rates
+smallest_fit = from_notebook("06_merge_to_gguf", "smallest_fit").smallest_fit
+side_by_side = from_notebook("07_evaluation", "side_by_side").side_by_side
 NASTY = "<img src=x onerror=alert(1)>"
 
 
