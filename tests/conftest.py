@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import tomllib
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -100,6 +101,16 @@ def tiny_gguf(tmp_path_factory, tiny_llama):
     from lib.export.gguf import convert_to_f16
 
     return convert_to_f16(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf", "tiny")
+
+
+def quantize_as_06(folder, f16, target, kind):
+    """`folder` の重みから作った F16 の GGUF を、06 の規則で量子化する。"""
+    from transformers import AutoConfig
+
+    from lib.export.gguf import quantize
+
+    rule = from_notebook("06_merge_to_gguf", "BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type").tensor_type
+    return quantize(f16, target, kind, partial(rule, kind=kind, config=AutoConfig.from_pretrained(folder)))
 
 
 def from_notebook(stage, *names, **given):

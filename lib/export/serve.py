@@ -1,75 +1,51 @@
-"""llama.cpp との会話。サーバはこのプロセスの中だけで動き、127.0.0.1 にだけ口を開く。
+"""llama.cpp をこのプロセスの中で 127.0.0.1 にだけ開き、Ollama の Modelfile を読み書きする。
 
 `python -m lib.export.serve model.gguf` は、そのファイルだけを動かす新しいプロセスで、速さとメモリを測る。
 """
 
-import argparse
 import json
 import os
-import platform
+import re
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import lru_cache
+from collections import namedtuple
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+from urllib.request import Request, urlopen
 
 import numpy as np
+import psutil
 
 from lib.errors import WorkshopError, command_line
 from lib.export.gguf import open_gguf
 from lib.files import REPOSITORY
 
-_MEASURED_PROMPT, _MEASURED_ANSWER = 256, 32  # 速さを測る、読む量と書く量（トークン）
+Messages = Sequence[dict[str, str]]
 
 
-def _threads() -> int:
-    """このプロセスが使ってよいコアの数。コンテナ・taskset・OMP_NUM_THREADS の制限を守る（超えると桁違いに遅い）。"""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return min(cores, int(asked)) if asked.isdigit() and int(asked) else cores
-
-
-@dataclass(frozen=True)
-class Chat:
-    """動いている llama.cpp との口。
-
-    Attributes:
-        address: `http://127.0.0.1:PORT`。
-    """
+class Chat(NamedTuple):
+    """動いている llama.cpp との口。`address` は `http://127.0.0.1:PORT`。"""
 
     address: str
 
-    def post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        """JSON を送って JSON を受け取る。
-
-        Raises:
-            WorkshopError: サーバが断ったとき。
-        """
-        with self._open(path, body) as response:
-            return json.loads(response.read())
-
-    def _open(self, path: str, body: dict[str, Any]) -> Any:
-        request = urllib.request.Request(
-            self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
+    def post(self, path: str, body: dict[str, Any]) -> Any:
+        """JSON を送って JSON を受け取る。サーバが答えなければ `WorkshopError`。"""
+        request = Request(self.address + path, json.dumps(body).encode(), {"Content-Type": "application/json"})
         try:
-            return urllib.request.urlopen(request, timeout=300)
-        except (urllib.error.URLError, TimeoutError) as error:
-            raise WorkshopError(
-                f"llama.cpp が答えません: {error}", "ほかの重い処理を止めて、もう一度実行してください", path
-            ) from None
+            with urlopen(request, timeout=300) as response:
+                return json.load(response)
+        except OSError as error:
+            remedy = "ほかの重い処理を止めて、もう一度実行してください"
+            raise WorkshopError(f"llama.cpp が答えません: {error}", remedy, path) from None
 
     def tokenize(self, text: str) -> list[int]:
         """`template` の文字列を、対話の口と同じくトークン ID の列にする（BOS はモデルの設定どおりに付く）。"""
         return self.post("/tokenize", {"content": text, "add_special": True, "parse_special": True})["tokens"]
 
-    def template(self, messages: list[dict[str, str]]) -> str:
+    def template(self, messages: Messages) -> str:
         """GGUF の中のテンプレートで対話を文字列にする。"""
         return self.post("/apply-template", {"messages": messages})["prompt"]
 
@@ -78,108 +54,66 @@ class Chat:
         body = {"prompt": prompt, "n_predict": limit, "temperature": 0, "return_tokens": True, "cache_prompt": False}
         return self.post("/completion", {**body, **options})
 
-    def hidden(self, ids: list[int]) -> np.ndarray:
-        """各位置の、最後の層の出力（位置, 幅）。`serve(..., hidden=True)` のときだけ使える。"""
-        reply: Any = self.post("/embedding", {"content": ids, "embd_normalize": -1})
-        return np.array(reply[0]["embedding"], dtype=np.float32)
-
-    def stream(self, messages: list[dict[str, str]], limit: int) -> Iterator[str]:
-        """対話に貪欲に答え、書けた分から少しずつ返す。"""
-        body = {"messages": messages, "max_tokens": limit, "temperature": 0, "stream": True}
-        with self._open("/v1/chat/completions", body) as response:
-            for line in response:
-                data = line.decode().strip().removeprefix("data: ")
-                if data.startswith("{") and (choices := json.loads(data)["choices"]):
-                    yield choices[0]["delta"].get("content") or ""
-
-    def ask(self, messages: list[dict[str, str]], limit: int) -> tuple[str, float]:
-        """対話に貪欲に答える。
-
-        Returns:
-            (答え, 生成の速さ tokens/s)。
-        """
+    def ask(self, messages: Messages, limit: int) -> tuple[str, float]:
+        """対話に貪欲に答え、(答え, 生成の速さ tokens/s) を返す。"""
         body = {"messages": messages, "max_tokens": limit, "temperature": 0, "cache_prompt": False}
         reply = self.post("/v1/chat/completions", body)
-        speed = float(reply.get("timings", {}).get("predicted_per_second", float("nan")))
-        return reply["choices"][0]["message"]["content"].strip(), speed
+        return reply["choices"][0]["message"]["content"].strip(), reply["timings"]["predicted_per_second"]
 
-
-@lru_cache(maxsize=64)
-def _check(gguf: Path, changed: int) -> None:
-    """壊れたファイルを渡すと、llama.cpp 側でプロセスごと落ちることがある。読むのに数秒かかるので、一度だけ見る。"""
-    open_gguf(gguf)
+    def hidden(self, ids: list[int]) -> np.ndarray:
+        """各位置の、最後の層の出力（位置, 幅）。`serve(..., hidden=True)` のときだけ使える。"""
+        reply = self.post("/embedding", {"content": ids, "embd_normalize": -1})
+        return np.array(reply[0]["embedding"], dtype=np.float32)
 
 
 @contextmanager
 def serve(gguf: Path, num_ctx: int = 2048, hidden: bool = False) -> Iterator[Chat]:
-    """GGUF を読み込んで llama.cpp を動かし、抜けるときに必ず止める。
-
-    Args:
-        gguf: モデル。
-        num_ctx: 文脈の長さ（トークン）。
-        hidden: 隠れ状態も返せるようにするか（少し遅くなる）。
+    """GGUF を読み込んで llama.cpp を動かし（文脈は `num_ctx` トークン）、抜けるときに必ず止める。
 
     Raises:
         WorkshopError: ファイルが壊れている、または起動しないとき。
     """
     import xllamacpp
 
-    _check(gguf, gguf.stat().st_mtime_ns if gguf.exists() else 0)
+    open_gguf(gguf)  # 壊れたファイルを渡すと、llama.cpp 側でプロセスごと落ちることがある
     params = xllamacpp.CommonParams()
-    params.model.path = str(gguf)
-    params.n_ctx = num_ctx
-    params.n_parallel = 1
-    params.cpuparams.n_threads = _threads()
-    params.warmup = False
-    params.hostnames = ["127.0.0.1"]
-    params.port = 0
-    # 既定では、ブラウザで開いたどの頁からも返事を読めてしまう（CORS）。このサーバ自身の番地だけに絞る。
+    params.model.path, params.n_ctx, params.n_parallel = str(gguf), num_ctx, 1
+    params.warmup, params.verbosity = False, 0
+    # 使ってよいコアだけを使う（コンテナ・taskset・OMP_NUM_THREADS の制限を超えると桁違いに遅い）。
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    asked = re.fullmatch(r"[1-9]\d*", os.environ.get("OMP_NUM_THREADS", ""))
+    params.cpuparams.n_threads = min(cores, int(asked[0])) if asked else cores
+    params.hostnames, params.port = ["127.0.0.1"], 0
+    # 既定では、ブラウザで開いたどのページからも返事を読めてしまう（CORS）。このサーバ自身の番地だけに絞る。
     params.cors_origins, params.cors_origins_explicit, params.cors_credentials = "http://127.0.0.1", True, False
-    params.verbosity = 0
     if hidden:
         params.embedding = True
         params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
-        raise WorkshopError(
-            f"llama.cpp がこのモデルを読めません: {str(error)[:160]}",
-            "この版の llama.cpp が、このモデルの形とトークナイザを知っているか確かめてください",
-            gguf,
-        ) from None
+        remedy = "この版の llama.cpp が、このモデルの形とトークナイザを知っているか確かめてください"
+        raise WorkshopError(f"llama.cpp がこのモデルを読めません: {str(error)[:160]}", remedy, gguf) from None
     try:
-        chat = Chat(server.listening_address)
-        _wait_until_ready(chat)
-        yield chat
+        _wait_until_ready(server.listening_address)
+        yield Chat(server.listening_address)
     finally:
         del server
 
 
-def _wait_until_ready(chat: Chat, seconds: float = 60) -> None:
-    """用意ができ、仕事の列が回り始めるまで待つ。
-
-    `/health` は列が回る少し前から答え、その間に止めると、止める側が永遠に待つ。`/slots` は列を通って答える。
-    """
+def _wait_until_ready(address: str, seconds: float = 60) -> None:
+    """仕事の列が回り始めるまで待つ。`/health` はその少し前から答え、その間に止めると、止める側が永遠に待つ。"""
     deadline = time.monotonic() + seconds
     while (left := deadline - time.monotonic()) > 0:
-        try:
-            for path in ("/health", "/slots"):
-                with urllib.request.urlopen(chat.address + path, timeout=left):
-                    pass
-            return
-        except (urllib.error.URLError, TimeoutError):
-            time.sleep(0.1)
-    raise WorkshopError(
-        f"llama.cpp が {seconds:.0f} 秒たっても準備できません", "空きメモリを確かめてください", chat.address
-    )
+        with suppress(OSError):
+            return urlopen(address + "/slots", timeout=left).close()  # これは列を通って答える
+        time.sleep(0.1)
+    what = f"llama.cpp が {seconds:.0f} 秒たっても準備できません"
+    raise WorkshopError(what, "空きメモリを確かめてください", address)
 
 
 def measure(gguf: Path) -> dict[str, float]:
-    """新しいプロセスで GGUF を動かし、load_seconds・prompt_per_second・answer_per_second・peak_mb を測る。
-
-    Raises:
-        WorkshopError: そのプロセスが失敗したとき。
-    """
+    """新しいプロセスで GGUF を動かし、load_seconds・prompt_per_second・answer_per_second・memory_mb を測る。"""
     command = [sys.executable, "-m", "lib.export.serve", str(gguf)]
     result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
     if result.returncode:
@@ -189,41 +123,59 @@ def measure(gguf: Path) -> dict[str, float]:
 
 
 def _measure_here(gguf: Path) -> dict[str, float]:
-    import xllamacpp  # noqa: F401  （import の時間を、読み込みの時間に入れない）
+    import xllamacpp  # noqa: F401  （import と、壊れていないかの検査の時間を、読み込みの時間に入れない）
 
-    _check(gguf, gguf.stat().st_mtime_ns)
+    open_gguf(gguf)
     start = time.monotonic()
     with serve(gguf) as chat:
-        load_seconds = time.monotonic() - start
-        ids = (chat.tokenize("窓口へのお問い合わせ、ありがとうございます。") * _MEASURED_PROMPT)[:_MEASURED_PROMPT]
+        found = {"load_seconds": time.monotonic() - start}
+        ids = (chat.tokenize("窓口へのお問い合わせ、ありがとうございます。") * 256)[:256]
         # 1 回目は重みをディスクから読みながらになるので、2 回測って速い方を採る。
-        timings = [chat.complete(ids, _MEASURED_ANSWER, ignore_eos=True)["timings"] for _ in range(2)]
-    return {
-        "load_seconds": load_seconds,
-        "prompt_per_second": max(t["prompt_per_second"] for t in timings),
-        "answer_per_second": max(t["predicted_per_second"] for t in timings),
-        "peak_mb": _peak_megabytes(),
-    }
+        timings = [chat.complete(ids, 32, ignore_eos=True)["timings"] for _ in range(2)]
+        found["memory_mb"] = psutil.Process().memory_info().rss / 1e6
+    for name, key in (("prompt", "prompt"), ("answer", "predicted")):
+        found[f"{name}_per_second"] = max(row[f"{key}_per_second"] for row in timings)
+    return found
 
 
-def _peak_megabytes() -> float:
-    """このプロセスが今までに使った最大のメモリ（MB）。"""
-    status = Path("/proc/self/status")
-    if status.exists():  # getrusage の値は親プロセスの分を引き継ぐことがあるので、Linux では使わない
-        return next(int(line.split()[1]) * 1024 / 1e6 for line in status.open() if line.startswith("VmHWM"))
-    import resource
-
-    unit = 1 if platform.system() == "Darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+Settings = namedtuple("Settings", "source template system stops num_ctx temperature")  # Modelfile に書いてあったこと
 
 
-def main() -> None:
-    """コマンドの入口。"""
-    parser = argparse.ArgumentParser(description="GGUF を 1 つ動かし、速さとメモリを JSON で出す")
-    parser.add_argument("gguf", type=Path)
-    with command_line():
-        print(json.dumps(_measure_here(parser.parse_args().gguf)))
+def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_ctx: int) -> str:
+    """Ollama の Modelfile を書く。省くと似た組込みのものに置き換えられることがあるので、すべて明示する。
+
+    Args:
+        gguf, template: `FROM` に書く相対パスと、Go の text/template。
+        system, stops, num_ctx: システム文、生成を止める文字列、文脈の長さ（トークン）。
+
+    Raises:
+        WorkshopError: Modelfile の引用符では書けない文字列のとき。
+    """
+    for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
+        if '"""' in text or text.endswith('"'):
+            what = f'{label} に """ か末尾の " があり、Modelfile に書けません'
+            raise WorkshopError(what, "その引用符を別の字に替えてください")
+    for label, text in (("FROM", gguf), *(("stop", stop) for stop in stops)):
+        if not text or re.search(r'["\r\n]', text):
+            raise WorkshopError(f"{label} が空か、引用符か改行を含み、Modelfile に書けません", "別の字に替えてください")
+    lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f'SYSTEM """{system}"""']
+    lines += [f'PARAMETER stop "{stop}"' for stop in stops]
+    return "\n".join([*lines, f"PARAMETER num_ctx {num_ctx}", "PARAMETER temperature 0", ""])
+
+
+def read_modelfile(text: str) -> Settings:
+    """`modelfile` が書いた Modelfile を読み返す（Ollama の無い機械用）。行が足りなければ `WorkshopError`。"""
+    block = re.compile(r'^(TEMPLATE|SYSTEM) """(.*?)"""$', re.M | re.S)
+    rest = block.sub("", text)
+    found = dict(block.findall(text) + re.findall(r"^(?:PARAMETER )?(FROM|num_ctx|temperature) (.+)$", rest, re.M))
+    if found.keys() != {"FROM", "TEMPLATE", "SYSTEM", "num_ctx", "temperature"}:
+        what = "Modelfile に FROM・TEMPLATE・SYSTEM・num_ctx・temperature がそろっていません"
+        raise WorkshopError(what, "06 のノートブックを実行し直してください")
+    stops = tuple(re.findall(r'^PARAMETER stop "(.*)"$', rest, re.M))
+    numbers = int(found["num_ctx"]), float(found["temperature"])
+    return Settings(found["FROM"], found["TEMPLATE"], found["SYSTEM"], stops, *numbers)
 
 
 if __name__ == "__main__":
-    main()
+    with command_line():
+        print(json.dumps(_measure_here(Path(sys.argv[1]))))

@@ -12,7 +12,7 @@ from typing import Any
 from lib.data.facts import Example, read_examples
 from lib.data.textcheck import CONTROL_TOKEN
 from lib.errors import WorkshopError
-from lib.export.ollama import read_modelfile
+from lib.export.serve import read_modelfile
 from lib.files import read_json
 from lib.run import Run
 from lib.score.answers import is_correct

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from datasets import Dataset
-from gguf import GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 from peft import LoraConfig
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
 from lib.data.facts import make_split, read_examples, write_examples
 from lib.export.gguf import quantize
-from lib.export.ollama import modelfile
+from lib.export.serve import modelfile
 from lib.files import write_json, write_text
 from lib.model.load import load_model, load_tokenizer, resolve
 from lib.profiles import get_profile
@@ -123,7 +123,7 @@ def make_gguf(run):
     with run.making(stage / "merged") as target:
         merged.save_pretrained(target)
         load_tokenizer(resolve(PROFILE)).save_pretrained(target)
-    quantize(run.folder / "f16.gguf", stage / "model-q8_0.gguf", "Q8_0")
+    quantize(run.folder / "f16.gguf", stage / "model-q8_0.gguf", "Q8_0", lambda *_: GGMLQuantizationType.Q8_0)
     write_text(stage / "Modelfile", modelfile("model-q8_0.gguf", "{{ .Prompt }}", "窓口", ["<|im_end|>"], 512))
     run.finish("06_merge_to_gguf", {"q8_0_mb": 1.0})
 

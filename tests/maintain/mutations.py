@@ -226,14 +226,14 @@ MUTATIONS = [
     ),
     (
         "変換: 型の落ち先が違う",
-        "lib/export/gguf.py",
-        "_Q.Q4_K: _Q.Q5_0,",
-        "_Q.Q4_K: _Q.Q4_0,",
+        "notebooks/06_merge_to_gguf.ipynb",
+        "Q.Q4_K: Q.Q5_0,",
+        "Q.Q4_K: Q.Q4_0,",
         "test_export.py -k llama_quantize",
     ),
     (
         "Modelfile: 引用符を見ない",
-        "lib/export/ollama.py",
+        "lib/export/serve.py",
         "if '\"\"\"' in text or text.endswith('\"'):",
         "if not text:",
         "test_ollama.py -k modelfile",

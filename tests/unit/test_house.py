@@ -33,7 +33,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (740, {"files", "profiles", "text", "data", "model", "run"}),
-    "export": (694, {"files", "model"}),
+    "export": (493, {"files", "model"}),
     "show": (777, {"files", "profiles", "run", "score", "data"}),
     "execute": (263, {"files", "run", "model", "show"}),
     "experiments": (84, {"files", "run"}),

@@ -16,7 +16,7 @@ from lib.data.facts import Example
 from lib.data.validate import check_file, fix_file
 from lib.errors import WorkshopError
 from lib.export.gguf import open_gguf
-from lib.export.ollama import modelfile
+from lib.export.serve import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
 from lib.run import Run, open_run

@@ -5,13 +5,14 @@ from collections import Counter
 
 import pytest
 import torch
-from conftest import from_notebook, make_tiny
+from conftest import from_notebook, make_tiny, quantize_as_06
 
 from lib.errors import WorkshopError
 from lib.export.gguf import convert_to_f16, open_gguf, quantize
 from lib.profiles import get_profile
 
-NOTEBOOK = from_notebook("06_merge_to_gguf", "matrices", "planned", "shape", "megabytes", torch=torch)
+RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
+NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "planned", "shape", "megabytes", torch=torch)
 SMOLLM2 = NOTEBOOK.shape(576, 1536, 30, 9, 3, 64, 49152, True)
 
 
@@ -63,7 +64,7 @@ def test_a_poisoned_gguf_is_one_sentence(tmp_path):
 
 def test_an_unknown_quantization_is_one_sentence(tmp_path):
     with pytest.raises(WorkshopError, match="Q3_X"):
-        quantize(tmp_path / "a", tmp_path / "b", "Q3_X")
+        quantize(tmp_path / "a", tmp_path / "b", "Q3_X", NOTEBOOK.tensor_type)
 
 
 def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
@@ -81,7 +82,7 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
 
     folder = make_tiny(tmp_path / family, model_folder, family)
     f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
-    assert sum(quantize(f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
+    assert sum(quantize_as_06(folder, f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
     tokenizer = load_tokenizer(folder)
     fields = open_gguf(q4).fields  # F16 から写したもの
     assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
@@ -168,7 +169,7 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     tokenizer.save_pretrained(tmp_path / "merged")
     f16 = convert_to_f16(tmp_path / "merged", tmp_path / "f16.gguf", "phrase")
-    kinds = quantize(f16, tmp_path / "q4.gguf", "Q4_K_M")
+    kinds = quantize_as_06(tmp_path / "merged", f16, tmp_path / "q4.gguf", "Q4_K_M")
     assert kinds == types(SMOLLM2, "Q4_K_M")
     for path in (f16, tmp_path / "q4.gguf"):
         with serve(path) as chat:

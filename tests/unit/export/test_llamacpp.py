@@ -7,15 +7,16 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
+from collections import namedtuple
 
 import numpy as np
 import psutil
 import pytest
-from conftest import make_tiny
+from conftest import from_notebook, make_tiny, quantize_as_06
 
 from lib.errors import WorkshopError
 from lib.export.fidelity import Reading, compare, gguf_logits, greedy_same, read
-from lib.export.gguf import convert_to_f16, quantize
+from lib.export.gguf import convert_to_f16
 from lib.export.serve import measure, serve
 from lib.files import REPOSITORY, file_sha256
 from lib.profiles import MODELS
@@ -77,18 +78,24 @@ def test_a_killed_notebook_takes_the_server_with_it(tiny_gguf):
         urllib.request.urlopen(address + "/health", timeout=5)
 
 
+Answers = namedtuple("Answers", "answer_tokens")
+
+
 def test_streaming_gives_the_same_answer(tiny_gguf):
     messages = [{"role": "user", "content": "こんにちは"}]
     with serve(tiny_gguf) as chat:
-        pieces = list(chat.stream(messages, 12))
+        pieces = list(
+            from_notebook("06_merge_to_gguf", "stream", profile=Answers(12), json=json).stream(chat, messages)
+        )
         assert "".join(pieces).strip() == chat.ask(messages, 12)[0] and len(pieces) > 3
 
 
 @pytest.mark.parametrize(("kind", "width"), [("F16", 64), ("Q8_0", 64), ("Q4_K_M", 256)])
 def test_our_logits_are_those_of_llama_cpp(tmp_path, model_folder, kind, width):
-    path = convert_to_f16(make_tiny(tmp_path / "tiny", model_folder, "Qwen3", width), tmp_path / "f16.gguf", "tiny")
+    folder = make_tiny(tmp_path / "tiny", model_folder, "Qwen3", width)
+    path = convert_to_f16(folder, tmp_path / "f16.gguf", "tiny")
     if kind != "F16":
-        quantize(path, path := tmp_path / "q.gguf", kind)
+        quantize_as_06(folder, path, path := tmp_path / "q.gguf", kind)
     with serve(path, hidden=True) as chat:
         ids = chat.tokenize("The opening hour of the shop is ten.")
         ours = gguf_logits(path, chat.hidden)(ids)[-1]
@@ -127,8 +134,8 @@ def test_reading_lines_up_with_the_tokens():
 
 def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
     found = measure(tiny_gguf)
-    assert found.keys() == {"load_seconds", "prompt_per_second", "answer_per_second", "peak_mb"}
-    assert all(value > 0 for value in found.values()) and found["peak_mb"] < 1000
+    assert found.keys() == {"load_seconds", "prompt_per_second", "answer_per_second", "memory_mb"}
+    assert all(value > 0 for value in found.values()) and found["memory_mb"] < 1000
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(WorkshopError, match="速さを測れません"):
         measure(tmp_path / "bad.gguf")

@@ -1,13 +1,15 @@
 """Modelfile の約束: 書いたとおりに読み返せ、書けない文字列は断り、TEMPLATE は HF と同じトークンになる。"""
 
 import pytest
+from conftest import from_notebook
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.errors import WorkshopError
-from lib.export.ollama import modelfile, read_modelfile, render_template
+from lib.export.serve import modelfile, read_modelfile
 
-CHATML = "{{ range .Messages }}<|im_start|>{{ .Role }}\n{{ .Content }}<|im_end|>\n{{ end }}<|im_start|>assistant\n"
+NOTEBOOK = from_notebook("06_merge_to_gguf", "CHATML", "GO", "run_go", "render_template")
+CHATML, render_template = NOTEBOOK.CHATML, NOTEBOOK.render_template
 
 
 def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():

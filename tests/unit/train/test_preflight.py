@@ -13,7 +13,7 @@ from transformers import DataCollatorForLanguageModeling, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig
 
 from lib.errors import WorkshopError
-from lib.export.ollama import modelfile
+from lib.export.serve import modelfile
 from lib.model.load import load_model, load_tokenizer, mismatches
 from lib.profiles import get_profile
 from lib.run import open_run
