@@ -4,8 +4,10 @@
 ここでは数値そのものの一致（`lib.text.quantities`）だけを事実の正答と呼ぶ。
 """
 
+import math
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from lib.data.facts import Example
 from lib.text.quantities import matches, nfkc, unexpected
@@ -65,3 +67,34 @@ def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, 
         }
         for example, answer in zip(examples, answers, strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """割合または差の点推定と、その 95% 区間の下限と上限。"""
+
+    value: float
+    low: float
+    high: float
+
+    def verdict(self, up: str = "上がった", down: str = "下がった") -> str:
+        """差の区間から言葉を決める。平均だけでは決めない。"""
+        if self.low > 0:
+            return up
+        if self.high < 0:
+            return down
+        return "差は示せない"
+
+    def as_percent(self) -> str:
+        """「87.5% [79.7, 93.8]」の形。"""
+        return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
+
+
+def wilson(successes: int, total: int) -> Interval:
+    """割合の 95% 区間（Wilson 1927）。0% や 100% でも幅が 0 にならない。"""
+    if total == 0:
+        return Interval(math.nan, math.nan, math.nan)
+    z, p = 1.959963984540054, successes / total
+    centre = (p + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(p * (1 - p) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Interval(p, max(0.0, centre - half), min(1.0, centre + half))

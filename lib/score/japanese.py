@@ -11,11 +11,7 @@ from typing import Any
 
 from lib.text.words import morphemes, sentences
 
-BLIND_SPOT = "言葉づかいの形だけを見る。内容が正しいか、敬語の向きが正しいか、尊敬の「れる・られる」は見えない。"
-
 _QUOTE = re.compile(r"「[^「」]*」|『[^『』]*』")
-_PREDICATE = ("動詞", "形容詞", "助動詞")
-_TAIL = ("助詞-終助詞", "助詞-副助詞", "補助記号")
 _RESPECTFUL = {"いらっしゃる", "仰る", "為さる", "下さる", "召し上がる", "御覧"}
 _HUMBLE = {
     *("致す", "頂く", "伺う", "参る", "申す", "申し上げる", "存ずる", "存じる", "存じ上げる"),
@@ -27,13 +23,7 @@ _NOT_ACTS = {"世話", "馳走", "迷惑", "邪魔"}
 
 @dataclass(frozen=True)
 class Style:
-    """一文の敬語。
-
-    Attributes:
-        polite: 述語が丁寧体（です・ます・ございます・ください）で終わるか。
-        respectful: 動詞・補助動詞に尊敬語があるか。
-        humble: 動詞・補助動詞に謙譲語（Ⅰ・Ⅱ）があるか。
-    """
+    """一文の敬語: 述語が丁寧体（です・ます・ございます・ください）で終わるか、尊敬語・謙譲語の動詞があるか。"""
 
     polite: bool
     respectful: bool
@@ -47,31 +37,20 @@ def style(sentence: str) -> Style:
 
     Args:
         sentence: 一文。文章は `lib.text.words.sentences` で分けておく。
-
-    Source: 文化審議会答申「敬語の指針」（2007）。
     """
     own = sentence
     while (without := _QUOTE.sub("", own)) != own:
         own = without
-    if not re.search(r"\w", own):
-        own = re.sub(r"[「」『』]", "", sentence)
-    tokens = morphemes(own)
-    return Style(_is_polite(tokens), _is_respectful(tokens), _is_humble(tokens))
+    tokens = morphemes(own if re.search(r"\w", own) else re.sub(r"[「」『』]", "", sentence))
+    return Style(_is_polite(tokens), *_honorifics([token.feature for token in tokens]))
 
 
 def shares(texts: Sequence[str]) -> dict[str, float]:
-    """文章の列の、丁寧体・尊敬語・謙譲語の文の割合（0–1）と文の数。
-
-    文が一つも無ければ、割合は 0。
-    """
+    """丁寧体・尊敬語・謙譲語の文の割合（0–1、文が無ければ 0）と、文の数。"""
     found = [style(sentence) for text in texts for sentence in sentences(text)]
-    total = len(found)
-    return {
-        "polite": sum(one.polite for one in found) / max(total, 1),
-        "respectful": sum(one.respectful for one in found) / max(total, 1),
-        "humble": sum(one.humble for one in found) / max(total, 1),
-        "sentences": float(total),
-    }
+    kinds = ("polite", "respectful", "humble")
+    rates = {kind: sum(getattr(one, kind) for one in found) / max(len(found), 1) for kind in kinds}
+    return {**rates, "sentences": float(len(found))}
 
 
 def _marks_politeness(token: Any) -> bool:
@@ -83,55 +62,36 @@ def _marks_politeness(token: Any) -> bool:
 
 def _is_polite(tokens: list[Any]) -> bool:
     """最後の述語が丁寧体で、そこで文が終わるか（後ろに続くのは終助詞か、倒置された語だけ）。"""
-    last = next((i for i in reversed(range(len(tokens))) if tokens[i].feature.pos1 in _PREDICATE), None)
-    if last is None or (tokens[last].feature.cForm or "").startswith("仮定形"):
+    predicates = [i for i, token in enumerate(tokens) if token.feature.pos1 in ("動詞", "形容詞", "助動詞")]
+    if not predicates or (tokens[predicates[-1]].feature.cForm or "").startswith("仮定形"):
         return False
-    first = last
+    first = last = predicates[-1]
     while first > 0 and tokens[first - 1].feature.pos1 == "助動詞":
         first -= 1
-    if not any(map(_marks_politeness, tokens[first : last + 1])):
-        return False
-    rest = tokens[last + 1 :]
-    kinds = [f"{token.feature.pos1}-{token.feature.pos2}" for token in rest]
-    if kinds and kinds[0] == "助詞-接続助詞":  # 「思いますけど。」で終われば述語、続きがあれば途中
-        return not any(kind.startswith("名詞") for kind in kinds)
-    return not kinds or kinds[0].startswith(_TAIL)
+    kinds = [f"{token.feature.pos1}-{token.feature.pos2}" for token in tokens[last + 1 :]] or ["補助記号"]
+    if kinds[0] == "助詞-接続助詞":  # 「思いますけど。」で終われば述語、続きがあれば途中
+        ends = not any(kind.startswith("名詞") for kind in kinds)
+    else:
+        ends = kinds[0].startswith(("助詞-終助詞", "助詞-副助詞", "補助記号"))
+    return ends and any(map(_marks_politeness, tokens[first : last + 1]))
 
 
-def _is_respectful(tokens: list[Any]) -> bool:
-    for i, token in enumerate(tokens):
-        lemma = token.feature.lemma
-        if lemma in _RESPECTFUL and not (lemma == "為さる" and token.feature.cForm == "命令形"):
-            return True
-        act = _act_after_prefix(tokens, i)
-        if act is None or tokens[act - 1].feature.lemma in _NOT_ACTS:
+def _honorifics(words: list[Any]) -> tuple[bool, bool]:
+    """（尊敬語があるか、謙譲語があるか）。words は unidic の feature の列。"""
+    respectful = humble = False
+    for i, word in enumerate(words):
+        respectful |= word.lemma in _RESPECTFUL and (word.lemma, word.cForm) != ("為さる", "命令形")
+        humble |= word.lemma in _HUMBLE or (word.lemma == "居る" and word.lForm == "オル")
+        if (word.pos1, word.lemma) != ("接頭辞", "御") or not _is_act(*words[i + 1 : i + 2]):
             continue
-        follows = [follower.feature for follower in tokens[act : act + 2]]
-        if len(follows) == 2 and follows[0].lemma == "に" and follows[1].lemma == "成る":
-            return True
-        if tokens[act - 1].feature.pos1 == "動詞" and follows and follows[0].cType == "助動詞-デス":
-            return True  # お探しですか
-    return False
+        act, after = words[i + 1], [follower.lemma for follower in words[i + 2 : i + 4]]
+        humble |= after[:1] in (["為る"], ["出来る"], ["願う"]) or after == ["に", "上がる"]
+        asked = act.pos1 == "動詞" and after and words[i + 2].cType == "助動詞-デス"  # お探しですか
+        respectful |= act.lemma not in _NOT_ACTS and (after == ["に", "成る"] or bool(asked))
+    return respectful, humble
 
 
-def _is_humble(tokens: list[Any]) -> bool:
-    for i, token in enumerate(tokens):
-        feature = token.feature
-        if feature.lemma in _HUMBLE or (feature.lemma == "居る" and feature.lForm == "オル"):
-            return True
-        act = _act_after_prefix(tokens, i)
-        if act is None:
-            continue
-        follows = [follower.feature.lemma for follower in tokens[act : act + 2]]
-        if follows[:1] in (["為る"], ["出来る"], ["願う"]) or follows == ["に", "上がる"]:
-            return True
-    return False
-
-
-def _act_after_prefix(tokens: list[Any], i: int) -> int | None:
-    """お/ご ＋ 動作（動詞の連用形、サ変の名詞、「知らせ」のような転成名詞）の次の位置。動作でなければ None。"""
-    if tokens[i].feature.pos1 != "接頭辞" or tokens[i].feature.lemma != "御" or i + 1 >= len(tokens):
-        return None
-    act = tokens[i + 1].feature
-    derived = act.pos3 == "サ変可能" or re.search(r"[ぁ-ん]$", act.lemma or "")
-    return i + 2 if act.pos1 == "動詞" or (act.pos1 == "名詞" and derived) else None
+def _is_act(word: Any = None) -> bool:
+    """お・ご の後ろが動作か（動詞の連用形、サ変の名詞、「知らせ」のような転成名詞）。"""
+    derived = word and (word.pos3 == "サ変可能" or re.search(r"[ぁ-ん]$", word.lemma or ""))
+    return bool(word) and (word.pos1 == "動詞" or (word.pos1 == "名詞" and bool(derived)))

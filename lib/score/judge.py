@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lib.score.exam import Interval, wilson
+from lib.score.answers import Interval, wilson
 from lib.score.pairs import Judge, openai_judge
 
 

@@ -15,8 +15,7 @@ from lib.errors import WorkshopError
 from lib.export.serve import read_modelfile
 from lib.files import read_json
 from lib.run import Run
-from lib.score.answers import is_correct
-from lib.score.exam import wilson
+from lib.score.answers import is_correct, wilson
 from lib.show.page import BASE, Rows, load_results
 from lib.show.widgets import TIE, Ballot
 from lib.text.quantities import nfkc, places, readable, unexpected

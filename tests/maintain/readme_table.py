@@ -13,7 +13,7 @@ from lib.data.facts import general_questions, make_split
 from lib.errors import command_line
 from lib.files import REPOSITORY, read_json, write_text
 from lib.profiles import get_profile
-from lib.score.exam import wilson
+from lib.score.answers import wilson
 
 README = REPOSITORY / "README.md"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"

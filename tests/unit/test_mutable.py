@@ -13,7 +13,6 @@ from lib.files import REPOSITORY
 from lib.model import generate as answering
 from lib.model.load import load_model, load_tokenizer
 from lib.profiles import get_profile
-from lib.score.exam import paired_bootstrap, permutation_p
 from lib.train.trainers import answer_logprobs, encode_pair
 
 PAIRS = [
@@ -31,15 +30,6 @@ def test_the_order_is_the_same_in_every_process():
     there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
     split = make_split(get_profile("embedded"))
     assert there.stdout.strip() == str([e.question for e in split.train + split.unseen])
-
-
-def test_the_same_answers_give_the_same_interval():
-    before, after = [i % 3 == 0 for i in range(40)], [i % 2 == 0 for i in range(40)]
-    assert len({paired_bootstrap(before, after) for _ in range(4)}) == 1
-
-
-def test_a_p_value_is_never_zero():
-    assert 0 < permutation_p([False] * 40, [True] * 40, rounds=100) < 0.05
 
 
 def test_generation_reads_the_tokens_training_wrote(tiny_llama, monkeypatch):

@@ -5,8 +5,8 @@ import math
 import pytest
 
 from lib.data.facts import Example
-from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure
-from lib.score.exam import paired_bootstrap, wilson
+from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
+from lib.score.exam import chance, gain
 from lib.text.quantities import states
 
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
@@ -59,14 +59,37 @@ def test_wilson_ends_solve_the_score_equation():
     assert wilson(0, 24).high > 0.1 and math.isnan(wilson(0, 0).value)
 
 
+def sheet(right, facts=None):
+    rows = zip(right, facts or range(len(right)), strict=True)
+    return [{"part": "p", "question": i, "fact": fact, "correct": yes} for i, (yes, fact) in enumerate(rows)]
+
+
 def test_verdict_follows_the_interval_not_the_mean():
-    assert paired_bootstrap([False] * 20, [True] * 20).verdict() == "上がった"
-    assert paired_bootstrap([True] * 20, [False] * 20).verdict() == "下がった"
-    assert paired_bootstrap([True, False] * 10, [False, True] * 10).verdict() == "差は示せない"
+    for before, after, said in (([0], [1], "上がった"), ([1], [0], "下がった"), ([1, 0], [0, 1], "差は示せない")):
+        assert gain(sheet(before * 20), sheet(after * 20), "p").verdict() == said
 
 
 def test_bootstrap_by_fact_is_wider_when_questions_of_a_fact_agree():
     before, after = [False] * 40, [True] * 20 + [False] * 20
     facts = [str(i // 10) for i in range(40)]
-    alone, grouped = paired_bootstrap(before, after), paired_bootstrap(before, after, facts)
+    alone = gain(sheet(before), sheet(after), "p")
+    grouped = gain(sheet(before, facts), sheet(after, facts), "p")
     assert grouped.high - grouped.low > alone.high - alone.low
+
+
+def test_the_same_answers_give_the_same_interval_and_a_p_value_is_never_zero():
+    before, after = sheet([i % 3 == 0 for i in range(40)]), sheet([i % 2 == 0 for i in range(40)])
+    assert len({gain(before, after, "p") for _ in range(4)}) == 1
+    assert 0 < chance(sheet([False] * 40), sheet([True] * 40), "p", rounds=100) < 0.05
+
+
+def test_the_p_value_agrees_with_the_exact_count():
+    # 6 問すべてが同じ向きに動いた: 2 の 6 乗通りのうち、同じ大きさは 2 通り
+    found = chance(sheet([False] * 6), sheet([True] * 6), "p", rounds=20_000)
+    assert found == pytest.approx(2 / 2**6, abs=0.004)
+    assert chance(sheet([True, False]), sheet([True, False]), "p") == 1.0
+
+
+def test_rows_are_paired_by_their_questions():
+    with pytest.raises(AssertionError, match="問題の並び"):
+        gain(sheet([1, 0]), sheet([1]), "p")
