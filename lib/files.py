@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from lib.errors import WorkshopError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_REMAKE = "このフォルダを消してもう一度実行すると、作り直します"
 
 
 def find_data(name: str | Path) -> Path | None:
@@ -42,14 +43,12 @@ def find_data(name: str | Path) -> Path | None:
 def write_text(path: Path, text: str) -> Path:
     """一時ファイルに書いてから改名する。途中で止まっても前の内容が残る。"""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    partial = path.with_name(f".{path.name}.{os.getpid()}.{threading.get_ident()}")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
     return path
 
 
@@ -59,21 +58,14 @@ def write_json(path: Path, value: Any) -> Path:
 
 
 def read_json(path: Path) -> Any:
-    """JSON を読む。
-
-    Raises:
-        WorkshopError: 無い、または壊れているとき。
-    """
+    """JSON を読む。無い、または壊れているときは WorkshopError。"""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
     except json.JSONDecodeError as error:
-        raise WorkshopError(
-            "JSON として読めません",
-            "このファイルを消して、作ったノートブックを実行し直してください",
-            f"{path}:{error.lineno} 行目",
-        ) from None
+        remedy = "このファイルを消して、作ったノートブックを実行し直してください"
+        raise WorkshopError("JSON として読めません", remedy, f"{path}:{error.lineno} 行目") from None
 
 
 def file_sha256(path: Path) -> str:
@@ -98,33 +90,15 @@ def fingerprint(folder: Path) -> str:
 def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
     """フォルダの中の全ファイルの SHA-256 と `facts` を、`manifest.json` に書く。`check_folder` が突き合わせる。"""
     digests = {str(p.relative_to(folder)): file_sha256(p) for p in sorted(folder.rglob("*")) if p.is_file()}
-    text = json.dumps({**facts, "sha256": digests}, ensure_ascii=False, indent=2)
-    (folder / "manifest.json").write_text(text, encoding="utf-8")
+    write_json(folder / "manifest.json", {**facts, "sha256": digests})
 
 
 def check_folder(folder: Path) -> None:
-    """重みのフォルダを、作ったときの記録と突き合わせる。
-
-    Raises:
-        WorkshopError: ファイルが欠けている、または途中で切れているとき。
-    """
+    """重みのフォルダを、作ったときの記録と突き合わせる。欠けたり途中で切れたりしていれば WorkshopError。"""
     try:
         digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"].items()
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise WorkshopError(
-            "記録（manifest.json）が壊れています", "このフォルダを消してもう一度実行すると、作り直します", folder
-        ) from None
-    for name, digest in digests:
-        path = folder / name
+        raise WorkshopError("記録（manifest.json）が壊れています", _REMAKE, folder) from None
+    for path, digest in ((folder / name, digest) for name, digest in digests):
         if not path.exists() or file_sha256(path) != digest:
-            raise WorkshopError(
-                "重みのファイルが欠けているか壊れています",
-                "このフォルダを消してもう一度実行すると、作り直します",
-                path,
-            )
-
-
-def base_of(folder: Path) -> Path:
-    """アダプタを作ったときの、ベースの重みのフォルダ（今もあるとは限らない）。"""
-    config = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
-    return Path(config.get("base_model_name_or_path") or "no-base")
+            raise WorkshopError("重みのファイルが欠けているか壊れています", _REMAKE, path)

@@ -4,23 +4,29 @@
 書きかけのファイルは一時名で作ってから改名するので、途中で止めても半端なものが本物に見えない。
 """
 
+import hashlib
+import json
+import os
+import platform
 import re
 import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, base_of, file_sha256, find_data, fingerprint, read_json, write_json, write_manifest
+from lib.files import REPOSITORY, file_sha256, find_data, fingerprint, read_json, write_json, write_manifest
 from lib.profiles import MODELS, Profile, get_profile
 
-OUTPUTS = REPOSITORY / "outputs"
+OUTPUTS = Path(os.environ.get("WORKSHOP_OUTPUTS") or REPOSITORY / "outputs").resolve()
+EXPERIMENTS = OUTPUTS / "experiments"
+RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
 STAGES = (
     "01_concepts",
     "02_dataset",
@@ -40,30 +46,21 @@ _PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
 
 def versions() -> dict[str, str]:
     """結果を左右する部品の版。"""
-    found = {"python": sys.version.split()[0]}
+    found = {"python": sys.version.split()[0]} | dict.fromkeys(_PACKAGES, "なし")
     for name in _PACKAGES:
-        try:
+        with suppress(PackageNotFoundError):
             found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = "なし"
     return found
 
 
 @dataclass(frozen=True)
 class Run:
-    """一回の実行。
+    """一回の実行。"""
 
-    Attributes:
-        folder: `outputs/<run>`。
-        profile: 設定一式。
-        seed: 乱数の種。
-        data: データの場所（作り付けなら "support"）。
-    """
-
-    folder: Path
+    folder: Path  # `outputs/<run>`
     profile: Profile
     seed: int
-    data: str = BUILT_IN
+    data: str = BUILT_IN  # データの場所（作り付けなら "support"）
 
     def __str__(self) -> str:
         """準備のセルが出す二行: 版と、出力先・モデル・デバイス。"""
@@ -115,8 +112,9 @@ class Run:
         train = self.folder / "02_dataset" / "train.jsonl"
         facts = {"profile": self.profile.name, "model": MODELS[self.profile.model].hub_id, "seed": self.seed}
         facts |= {"data": self.data, "train_sha256": file_sha256(train) if train.exists() else None}
-        if (work / "adapter_config.json").exists():
-            facts["base"] = fingerprint(base) if (base := base_of(work)).is_dir() else None
+        if (config := work / "adapter_config.json").exists():
+            base = Path(read_json(config).get("base_model_name_or_path") or "no-base")  # 今もあるとは限らない
+            facts["base"] = fingerprint(base) if base.is_dir() else None
         return {**facts, "versions": versions()}
 
     def report_progress(self, done: int, total: int, note: str) -> None:
@@ -125,21 +123,13 @@ class Run:
 
 
 def data_path(data: str) -> Path | None:
-    """DATA に書かれた場所を絶対パスにする。作り付けのデータなら None。
-
-    `my` は `data/my/` のこと（探し方は `find_data`）。
-
-    Raises:
-        WorkshopError: 見つからないとき。
-    """
+    """DATA に書かれた場所の絶対パス（探し方は `find_data`）。作り付けのデータなら None。無ければ WorkshopError。"""
     if data in ("", BUILT_IN):
         return None
     if found := find_data(data):
         return found.resolve()
-    raise WorkshopError(
-        f"データ「{data}」が見つかりません",
-        'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください',
-    )
+    remedy = 'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください'
+    raise WorkshopError(f"データ「{data}」が見つかりません", remedy)
 
 
 def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
@@ -148,12 +138,12 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
     Args:
         profile: プロファイル名。
         run: 実行の名前。省くとプロファイル名（自分のデータなら、その名前も付く）。
-        seed: 乱数の種。
+        seed: 乱数シード。
         outputs: 出力の根（テスト用）。
         data: データの場所。空なら、その実行が覚えているもの（初めてなら作り付けの "support"）。
 
     Raises:
-        WorkshopError: 名前が使えない、別の設定の実行がある、書き込めないとき。
+        WorkshopError: 部品が無い、名前が使えない、別の設定の実行がある、書き込めないとき。
     """
     chosen = get_profile(profile)
     if lacking := [name for name in _NEEDED if versions()[name] == "なし"]:
@@ -165,27 +155,29 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         data = str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
         name = run or f"{chosen.name}-{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:40]}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
-        raise WorkshopError(
-            f"実行の名前「{name}」は使えません", "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
-        )
+        remedy = "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
+        raise WorkshopError(f"実行の名前「{name}」は使えません", remedy)
     folder = (outputs or OUTPUTS) / name
-    settings = {"profile": chosen.name, "seed": int(seed)}
+    settings: dict[str, Any] = {"profile": chosen.name, "seed": int(seed)}
     if (folder / "run.json").exists():
-        remembered = _remembered_data(folder, settings, data)
-    elif folder.exists() and any(folder.iterdir()):
+        found = {"data": BUILT_IN, **read_json(folder / "run.json")}
+        if found | settings != found or data not in ("", found["data"]):
+            said = ", ".join(f"{key}={found.get(key)}" for key in ("profile", "seed", "data"))
+            remedy = "RUN に別の名前を指定してください（何も上書きしていません）"
+            raise WorkshopError(f"このフォルダは別の設定（{said}）の実行です", remedy, folder)
+        return Run(folder, chosen, int(seed), found["data"])
+    if folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
-    else:
-        remembered = data or BUILT_IN
-        _write_settings(folder, {**settings, "data": remembered})
-    return Run(folder, chosen, int(seed), remembered)
+    settings |= {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
+    try:
+        write_json(folder / "run.json", settings)
+    except OSError as error:
+        raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
+    return Run(folder, chosen, int(seed), settings["data"])
 
 
 def reopen(name: str, outputs: Path | None = None) -> Run:
-    """前に作った実行を、そのときの設定で開く。
-
-    Raises:
-        WorkshopError: その名前の実行が無いとき。
-    """
+    """前に作った実行を、そのときの設定で開く。無ければ WorkshopError。"""
     path = (outputs or OUTPUTS) / name / "run.json"
     if not path.exists():
         raise WorkshopError(f"実行「{name}」はありません", "先に make run を実行してください", path.parent)
@@ -193,24 +185,38 @@ def reopen(name: str, outputs: Path | None = None) -> Run:
     return open_run(settings["profile"], name, settings["seed"], outputs)
 
 
-def _remembered_data(folder: Path, settings: dict[str, Any], data: str) -> str:
-    """前からある実行が使っているデータ。設定かデータが違えば止める。"""
-    found = read_json(folder / "run.json")
-    remembered = found.get("data", BUILT_IN)
-    if {key: found.get(key) for key in settings} != settings or data not in ("", remembered):
-        raise WorkshopError(
-            "このフォルダは別の設定"
-            f"（profile={found.get('profile')}, seed={found.get('seed')}, data={remembered}）の実行です",
-            "RUN に別の名前を指定してください（何も上書きしていません）",
-            folder,
-        )
-    return remembered
+@dataclass(frozen=True)
+class Point:
+    """一つの設定の結果。どこにも無く、計算もしないときは、`result` が空。"""
+
+    settings: Mapping[str, Any]  # 結果を左右する設定のすべて
+    result: Mapping[str, Any]  # 測った値（秒は `seconds`）
+    origin: str  # どこから来た数字か
 
 
-def _write_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """新しい実行の設定と版を書く。"""
-    created = time.strftime("%Y-%m-%dT%H:%M:%S")
-    try:
-        write_json(folder / "run.json", {**settings, "created": created, "versions": versions()})
-    except OSError as error:
-        raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
+def key_of(settings: Mapping[str, Any]) -> str:
+    """設定の指紋。順序によらず、値が一つでも違えば変わる。"""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]
+
+
+def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Point:
+    """設定を変えた学習の結果を、設定ごとに一度だけ計算して残す。
+
+    探す順は、この機械で前に計算したもの、その場の計算（`profile.experiments` のときだけ）、記録済みの結果。
+    settings には、モデルとデータの指紋も入れる。
+    """
+    path = EXPERIMENTS / f"{key_of(settings)}.json"
+    if path.exists():
+        found = read_json(path)
+        return Point(settings, found["result"], f"前に計算（{found['date']}）")
+    if run.profile.experiments:
+        import torch
+
+        result = compute(settings)
+        record = {"settings": dict(settings), "result": result, "date": time.strftime("%Y-%m-%d")}
+        machine = f"{torch.get_num_threads()} スレッドの {platform.machine()}"
+        write_json(path, {**record, "machine": machine, "versions": versions()})
+        return Point(settings, result, "いま計算")
+    if found := (read_json(RECORDED) if RECORDED.exists() else {}).get(key_of(settings)):
+        return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}）")
+    return Point(settings, {}, "まだ測っていない（PROFILE=full で計算する）")

@@ -2,15 +2,21 @@
 
 import ast
 import json
+import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import tomllib
 from functools import partial
 from types import SimpleNamespace
 
 import pytest
+
+# 使う人の outputs/ には何も残さない。make compare（RUN を渡す）だけが、そこを読む。
+if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
@@ -27,6 +33,12 @@ def pytest_collection_modifyitems(items):
     """ファイルの中の順はそのままに、長いファイルを先頭へ。"""
     order = {name: place for place, name in enumerate(_LONGEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
+
+def pytest_unconfigure(config):
+    """二つに分けた子も使う場所なので、親だけが片付ける。"""
+    if not hasattr(config, "workerinput") and OUTPUTS.name.startswith("workshop-outputs-"):
+        shutil.rmtree(OUTPUTS, ignore_errors=True)
 
 
 def pytest_terminal_summary(terminalreporter):

@@ -8,6 +8,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import lib.run as run_room
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.run import OUTPUTS, STAGES, Run, open_run, reopen
@@ -135,15 +136,25 @@ def record_run(run: Run, machine: str) -> Path:
     )
 
 
+def record_experiments() -> None:
+    """`outputs/experiments/` の結果を、記録済みの結果として `data/recorded/experiments.json` に加える。"""
+    recorded = read_json(run_room.RECORDED) if run_room.RECORDED.exists() else {}
+    recorded |= {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))}
+    print(f"{len(recorded)} 件を書きました: {write_json(run_room.RECORDED, recorded)}")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
-    parser.add_argument("runs", nargs="+", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
+    parser.add_argument("runs", nargs="*", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
+    parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
     parser.add_argument(
         "--machine", default="", help="機械の説明。付けると、その実行の要約だけを data/recorded/runs/ に残す"
     )
     options = parser.parse_args()
     with command_line():
-        if options.machine:
+        if options.experiments:
+            record_experiments()
+        elif options.machine:
             print(f"書きました: {record_run(reopen(options.runs[0]), options.machine)}")
         else:
             record(options.runs)

@@ -11,13 +11,11 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from maintain.address import BADGE, address, readdress
 
 from lib import bootstrap
 from lib.files import REPOSITORY
 from lib.show.page import notebook_html
-
-sys.path.append(str(REPOSITORY / "tests" / "maintain"))
-from address import BADGE, address, readdress
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CLONE = address().split("/")[1]
@@ -77,7 +75,7 @@ def open_alone(folder, python, after=AFTER, **environment):
     script.write_text(setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
     return subprocess.run(
         [python, "cell.py"], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        env={key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "WORKSHOP_OUTPUTS")}
         | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""} | environment,
     )  # fmt: skip
 

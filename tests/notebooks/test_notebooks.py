@@ -1,7 +1,6 @@
 """smoke プロファイルで 8 つのノートブックを通す。動くこと、止められること、続けられることを見る。"""
 
 import re
-import shutil
 import signal
 import time
 
@@ -18,7 +17,6 @@ RUN = "pytest-smoke"
 @pytest.fixture(scope="module")
 def finished():
     """途中で Ctrl-C を送り、同じコマンドで最後まで通した実行。(最初の出力, 終了コード, 二度目の出力)"""
-    shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
     process = start("--run", RUN)
     seen = []
     for line in process.stdout:

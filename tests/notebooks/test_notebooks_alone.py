@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,6 @@ from lib.run import APPENDICES, OUTPUTS, STAGES
 
 def test_a_notebook_opened_alone_makes_what_it_needs():
     name = "pytest-alone"
-    shutil.rmtree(OUTPUTS / name, ignore_errors=True)
     process = start("--run", name, "--no-index", "03_baseline")
     output, _ = process.communicate(timeout=600)
     assert process.returncode == 0, output
@@ -39,7 +37,6 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
     table = tmp_path / "値段表.csv"
     table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")
     name = "pytest-own"
-    shutil.rmtree(OUTPUTS / name, ignore_errors=True)
     process = start("--run", name, "--data", str(table))
     output, _ = process.communicate(timeout=900)
     assert process.returncode == 0, output
@@ -55,7 +52,6 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
 
 
 def test_a_killed_kernel_is_one_sentence():
-    shutil.rmtree(OUTPUTS / "pytest-killed", ignore_errors=True)
     process = start("--run", "pytest-killed", "--no-index", "01_concepts")
     for _ in range(60):
         time.sleep(0.5)
@@ -90,7 +86,6 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
 
 def test_the_failure_lab_opens_alone_and_shows_every_failure():
     run, name = "pytest-appendix", "A3_failure_lab"
-    shutil.rmtree(OUTPUTS / run, ignore_errors=True)
     process = start("--run", run, "--no-index", name)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output

@@ -25,7 +25,6 @@ QUIET += ["--disable-component-update", "--disable-sync"]
 @pytest.fixture(scope="module")
 def rehearsal():
     """発表を一度通した結果（画面の出力と終了コード）。"""
-    shutil.rmtree(OUTPUTS / RUN, ignore_errors=True)
     command = [sys.executable, "-m", "lib.talk.rehearse", "--run", RUN]
     return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8", timeout=600)
 

@@ -4,18 +4,19 @@ import json
 from dataclasses import replace
 
 import pytest
+from maintain.record import record_experiments
 
-from lib import experiments
-from lib.experiments import key_of, measured
-from lib.run import open_run
+import lib.run
+from lib.files import REPOSITORY
+from lib.run import key_of, measured, open_run
 
 SETTINGS = {"rank": 16, "targets": ["q_proj", "v_proj"], "seed": 0}
 
 
 @pytest.fixture
 def folders(tmp_path, monkeypatch):
-    monkeypatch.setattr(experiments, "FOLDER", tmp_path / "experiments")
-    monkeypatch.setattr(experiments, "RECORDED", tmp_path / "recorded.json")
+    monkeypatch.setattr(lib.run, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(lib.run, "RECORDED", tmp_path / "recorded.json")
     return tmp_path
 
 
@@ -42,8 +43,8 @@ def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
     assert empty.result == {} and "まだ測っていない" in empty.origin
     full = replace(run, profile=replace(run.profile, experiments=True))
     measured(full, SETTINGS, lambda settings: {"near": 0.25})
-    experiments.record_all()
-    for path in experiments.FOLDER.iterdir():
+    record_experiments()
+    for path in lib.run.EXPERIMENTS.iterdir():
         path.unlink()
     played = measured(run, SETTINGS, never)
     assert played.result == {"near": 0.25} and played.origin.startswith("録画（20") and "スレッド" in played.origin
@@ -58,8 +59,6 @@ def test_a_failed_computation_leaves_no_point(folders):
 
 def test_every_recorded_point_still_belongs_to_its_settings():
     """録画の鍵は設定の指紋。設定を手で書き換えた録画は、ここで赤くなる。"""
-    from lib.files import REPOSITORY
-
     path = REPOSITORY / "data" / "recorded" / "experiments.json"
     recorded = json.loads(path.read_text(encoding="utf-8"))
     assert recorded and all(key == key_of(row["settings"]) for key, row in recorded.items())
