@@ -21,6 +21,7 @@ if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
 from lib.run import OUTPUTS
+from lib.score.exam import PARTS
 
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
@@ -123,6 +124,17 @@ def quantize_as_06(folder, f16, target, kind):
 
     rule = from_notebook("06_merge_to_gguf", "BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type").tensor_type
     return quantize(f16, target, kind, partial(rule, kind=kind, config=AutoConfig.from_pretrained(folder)))
+
+
+def exam_sheet(model, right, **more):
+    """採点の行を作る。right は、部分 → 何問に 1 問正答するか（無い部分は全問誤答）。more は、行に足す値。"""
+    forms = {"near": "request"}
+    return [
+        {"model": model, "part": part, "fact": f"fact-{n // 2}", "form": forms.get(part, "other_3"),
+         "question": f"{part} の問い {n}", "reference": "690円です。", "answer": "690円です。",
+         "correct": bool(right.get(part)) and n % right[part] == 0, "made_up": False, "refused": False, **more}
+        for part in PARTS for n in range(24)
+    ]  # fmt: skip
 
 
 def from_notebook(stage, *names, **given):

@@ -247,9 +247,9 @@ MUTATIONS = [
     ),
     (
         "表示: 答えの HTML を素通しする",
-        "lib/show/plots.py",
-        'html.escape(str(row.get(key, "")))',
-        'str(row.get(key, ""))',
+        "data/templates/answers.html",
+        '{{ row.get(key, "") }}',
+        '{{ row.get(key, "") | safe }}',
         "test_hostile.py -k html",
     ),
     (

@@ -23,7 +23,7 @@ VIEWS = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from IPython.display import HTML
 from ipywidgets import Text
-from lib.show.plots import curve, token_boxes
+from lib.show.plots import curve, picture
 from lib.show.widgets import sliders
 from lib.talk.bar import presenter_bar
 
@@ -31,7 +31,7 @@ def rates(steps=10, kind="cosine"):
     return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
 
 def words(text="初め"):
-    return token_boxes([(text, 7, False)], f"{{len(text)}} 文字")
+    return picture("token_boxes.html", pieces=[(text, 7, False)], caption=f"{{len(text)}} 文字")
 """
 BAR = """from lib.talk.demo import Demo
 from lib.talk.plan import Clock, load_plan

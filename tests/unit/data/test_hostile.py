@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from conftest import exam_sheet
 from gguf import GGUFWriter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
@@ -20,8 +21,9 @@ from lib.export.serve import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
 from lib.run import Run, open_run
-from lib.show.page import _page, _table
-from lib.show.plots import answers_table, token_strip
+from lib.score.exam import save_rows, wilson
+from lib.show.page import write_report
+from lib.show.plots import answers_table, picture
 from lib.talk.showcase import coloured
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -221,7 +223,7 @@ TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
 def test_html_in_an_answer_is_shown_as_text(answer):
     shown = Tags(answers_table([{"a": answer}], {"a": answer}).data)
     assert shown.tags <= TABLE and not shown.outside
-    assert Tags(token_strip([answer], [True], answer).data).tags <= {"div", "span", "p"}
+    assert Tags(picture("token_strip.html", tokens=[answer], read=1, caption=answer).data).tags <= {"div", "span", "p"}
     asked = Example("f", "polite", "送料は？", "690円です。", ("690円",))
     for page in (coloured(answer, asked), coloured(answer, None)):
         assert Tags(page).tags <= {"span"} and not Tags(page).outside
@@ -229,11 +231,16 @@ def test_html_in_an_answer_is_shown_as_text(answer):
 
 @MANY
 @given(MARKUP, MARKUP)
-def test_a_report_shows_an_answer_as_text_in_its_own_cell(answer, question):
-    lines = _table(["質問", "答え"], [[question, answer], ["次の質問", "次の答え"]])
-    run = Run(Path("outputs/見本"), get_profile("smoke"), 0)
-    page = _page(run, "# 題\n\n" + "\n".join(lines) + "\n\n続き\n", "").partition("<body>")[2]
+def test_a_report_shows_an_answer_as_text_in_its_own_cell(tmp_path, monkeypatch, answer, question):
+    monkeypatch.setattr("lib.show.page.gain", lambda *_: wilson(1, 2))
+    run = Run(tmp_path, get_profile("smoke"), 0)
+    rows = exam_sheet("base", {"near": 1, "far": 1})
+    rows[0] |= {"question": question, "answer": answer, "correct": False}
+    rows[1] |= {"answer": "次の答え", "correct": False}
+    save_rows(run.stage("07_evaluation"), "comparison_evaluation", rows + [{**row, "model": "SFT"} for row in rows])
+    page = write_report(run).read_text(encoding="utf-8").partition("<body>")[2]
     found = Tags(page)
     assert not found.outside and not found.tags & {"script", "img", "b"}, page
-    rows = re.findall(r"<tr>.*?</tr>", page.partition("<tbody>")[2], re.DOTALL)
-    assert len(rows) == 2 and "次の答え" in rows[1] and "<p>続き</p>" in page, page
+    section = page.partition("悪かった答え</h2>")[2].partition("<h2>")[0]
+    shown = re.findall(r"<tr>.*?</tr>", section.partition("<tbody>")[2], re.DOTALL)
+    assert len(shown) == 5 and "×" in shown[3] and "次の答え" in shown[4] and "<h2>見つかった失敗</h2>" in page, page

@@ -18,9 +18,7 @@ from lib.errors import WorkshopError
 from lib.export.fidelity import Reading, compare, gguf_logits, greedy_same, read
 from lib.export.gguf import convert_to_f16
 from lib.export.serve import measure, serve
-from lib.files import REPOSITORY, file_sha256
-from lib.profiles import MODELS
-from lib.show.publishing import fill
+from lib.files import REPOSITORY
 
 
 def listening():
@@ -139,22 +137,3 @@ def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with pytest.raises(WorkshopError, match="速さを測れません"):
         measure(tmp_path / "bad.gguf")
-
-
-def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama, tiny_gguf):
-    from huggingface_hub import ModelCard
-
-    target = tmp_path / "publish"
-    target.mkdir()
-    rows = fill(target, [*tiny_llama.iterdir(), tiny_gguf], "# 題\n", MODELS["smollm2-135m"])
-    listed = dict(line.split("  ")[::-1] for line in (target / "SHA256SUMS").read_text().splitlines())
-    assert listed == {row["file"]: row["sha256"] for row in rows}
-    assert {"model.safetensors", "tokenizer.json", "tiny.gguf", "README.md"} <= listed.keys()
-    assert all(file_sha256(target / name) == digest for name, digest in listed.items())
-    card = ModelCard((target / "README.md").read_text(encoding="utf-8"))
-    assert card.data.license == "apache-2.0" and card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
-    pickle = tmp_path / "pytorch_model.bin"
-    pickle.write_bytes(b"x")
-    with pytest.raises(WorkshopError, match="pickle"):
-        fill(target, [pickle], "", MODELS["smollm2-135m"])
-    assert json.dumps(rows)

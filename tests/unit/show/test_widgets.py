@@ -11,7 +11,7 @@ from conftest import from_notebook
 from ipywidgets import FloatLogSlider, Text
 
 from lib.files import REPOSITORY
-from lib.show.plots import chat, curve, token_boxes
+from lib.show.plots import curve, picture
 from lib.show.widgets import TIE, Ballot, sliders
 
 lora_parameters = from_notebook("01_concepts", "lora_parameters").lora_parameters
@@ -77,7 +77,7 @@ def test_pieces_hold_every_id_and_every_character_once(tokenizer, text):
 def test_a_split_character_goes_on_in_one_colour(tokenizer):
     found = pieces(tokenizer, "髙")
     assert len(found) > 1 and found[0][0] == "髙" and all(piece == "…" and on for piece, _, on in found[1:])
-    page = token_boxes(found, "説明").data
+    page = picture("token_boxes.html", pieces=found, caption="説明").data
     assert page.count("#cfe8ff") == len(found) and str(found[0][1]) in page
 
 
@@ -105,9 +105,9 @@ def test_kept_answers_stand_side_by_side_as_plain_text():
     found = side_by_side(results(NASTY), {"near": "取り置き"})
     assert list(found) == [f"取り置き: {NASTY}"]
     assert found[f"取り置き: {NASTY}"]["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
-    page = chat(found[f"取り置き: {NASTY}"]).data
+    page = picture("chat.html", **found[f"取り置き: {NASTY}"]).data
     assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗") < page.index("SFT ✓")
-    assert "<img" not in token_boxes([(NASTY, 1, False)], NASTY).data
+    assert "<img" not in picture("token_boxes.html", pieces=[(NASTY, 1, False)], caption=NASTY).data
     with pytest.raises(AssertionError, match="並び"):
         side_by_side({**results(), "DPO": results("別の質問")["SFT"]}, {"near": "取り置き"})
 

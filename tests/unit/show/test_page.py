@@ -1,0 +1,134 @@
+"""人に見せるもの: 言葉は区間から決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
+
+import json
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import exam_sheet, from_notebook
+from huggingface_hub import ModelCard
+
+from lib.errors import WorkshopError
+from lib.files import REPOSITORY, file_sha256, write_json
+from lib.profiles import get_profile
+from lib.run import STAGES, open_run, reopen
+from lib.score.exam import PARTS, save_rows
+from lib.show.page import BASE, gate, load_results, notebook_html, write_index, write_report
+
+RESULTS = {
+    BASE: exam_sheet("base", {"general": 3}),
+    "SFT": exam_sheet("SFT", {"near": 1, "far": 12}, answer="a|b\nc"),
+}
+
+
+@pytest.fixture
+def run(tmp_path):
+    run = open_run("smoke", "told", outputs=tmp_path)
+    save_rows(run.stage("07_evaluation"), "comparison_evaluation", [r for rows in RESULTS.values() for r in rows])
+    history = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_loss": 0.75}]
+    write_json(run.stage("04_lora_sft") / "training_results.json", {"seconds": 12.3, "history": history})
+    return run
+
+
+def told(run, name="report.md"):
+    write_report(run)
+    return (run.folder / "07_evaluation" / name).read_text(encoding="utf-8")
+
+
+def test_the_same_artefacts_give_the_same_report_to_the_letter(run):
+    names = ("report.md", "report.html", "model_card.md")
+    assert [told(run, name) for name in names] == [told(run, name) for name in names]
+
+
+def test_the_report_says_what_the_intervals_say(run):
+    text = told(run)
+    assert f"{PARTS['near']}: 上がった（100.0%" in text and f"{PARTS['general']}: 下がった" in text
+    assert f"{PARTS['far']}: 差は示せない" in text
+    assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
+    assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 80% 未満" not in text
+    assert "| 依頼（取り置き） | 24 | 0 | 24 |" in text and "| 別の言葉 3（取り置き） | 24 | 0 | 2 |" in text
+    page = told(run, "report.html")
+    assert "<table>" in page and "data:image/png" in page and "https://" not in page
+
+
+def test_a_model_that_could_not_be_read_is_missing_and_not_zero(run):
+    write_json(run.folder / "07_evaluation" / "missing.json", {"SFT + DPO": "重みが壊れています"})
+    text = told(run)
+    assert "**SFT + DPO**: 測れなかった（重みが壊れています）" in text
+    assert "SFT + DPO" not in text.split("## 点数")[1]
+
+
+def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
+    card = ModelCard(told(run, "model_card.md"))
+    assert card.data.language == "ja" and card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert "| 100.0% [86.2, 100.0] |" in card.text
+    assert "a|b" not in told(run) and "a｜b c" in told(run)
+
+
+def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
+    assert gate(RESULTS, "SFT", ["near"], [])
+    assert not gate(RESULTS, "SFT", ["near", "far"], ["general"])
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "○", "×", "×"]
+    assert not gate(RESULTS, "SFT", ["near"], ["general"]) and gate(RESULTS, "SFT", ["near"], ["far"])
+    for model, part in (("DPO", "near"), (BASE, "near"), ("SFT", "nea")):
+        with pytest.raises(WorkshopError, match="nea」" if part == "nea" else f"「{model}」の採点がありません"):
+            gate(RESULTS, model, [part], [])
+
+
+@pytest.mark.parametrize("what", ["gate", "report"])
+def test_a_missing_run_is_one_sentence(what):
+    command = [sys.executable, "-m", "lib.show.page", what, "--run", "no-such-run"]
+    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert found.returncode == 1 and "ありません" in found.stderr and "Traceback" not in found.stderr
+
+
+def test_a_report_before_the_exam_is_one_sentence(tmp_path):
+    open_run("smoke", "early", outputs=tmp_path)
+    with pytest.raises(WorkshopError, match="ファイルがありません（.*07_evaluation"):
+        load_results(reopen("early", tmp_path))
+
+
+def test_the_index_links_what_was_run_under_the_heading_of_its_notebook(run):
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# 済み")])
+    (run.folder / "notebooks").mkdir()
+    nbformat.write(notebook, run.folder / "notebooks" / "07_evaluation.ipynb")
+    run.finish("07_evaluation", {"near_gain": 0.5})
+    page = write_index(run, {"07_evaluation": {"seconds": 90}}).read_text(encoding="utf-8")
+    assert '<a href="html/07_evaluation.html">07 ' in page and '<td class="n">1.5</td>' in page and "+50.0%" in page
+    assert page.count("（未完）") == len(STAGES) - 1 and "https://" not in page
+    assert "済み" in (run.folder / "html" / "07_evaluation.html").read_text(encoding="utf-8")
+
+
+def test_parameters_and_set_up_are_folded_and_nothing_else(tmp_path):
+    tags = [["parameters"], ["injected-parameters"], ["setup"], []]
+    cells = [nbformat.v4.new_code_cell(f"x = {n}", metadata={"tags": found}) for n, found in enumerate(tags)]
+    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    page = notebook_html(tmp_path / "a.ipynb", tmp_path / "a.html").read_text(encoding="utf-8")
+    folded = [piece.partition("</details>")[0] for piece in page.split("<details")[1:]]
+    assert len(folded) == 3 and all(f'<span class="mi">{n}</span>' in piece for n, piece in enumerate(folded))
+    assert '<span class="mi">3</span>' in page.rpartition("</details>")[2] and "<details open" not in page
+
+
+def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama):
+    made = from_notebook("06_merge_to_gguf", "UNSAFE", "put", "planned")
+    target = tmp_path / "publish"
+    target.mkdir()
+    for path in tiny_llama.iterdir():
+        made.put(path, target)
+    rows = made.planned(target)
+    assert {"model.safetensors", "tokenizer.json"} <= {row["file"] for row in rows} and json.dumps(rows)
+    assert all(file_sha256(target / row["file"]) == row["sha256"] for row in rows)
+    assert all((target / path.name).samefile(path) for path in tiny_llama.iterdir())
+    pickle = tmp_path / "pytorch_model.bin"
+    pickle.write_bytes(b"x")
+    with pytest.raises(WorkshopError, match="pickle"):
+        made.put(pickle, target)
+
+
+@pytest.mark.parametrize(("profile", "licence"), [("embedded", "apache-2.0"), ("embedded-ja", "other")])
+def test_the_published_card_names_the_licence_as_the_hub_does(profile, licence):
+    made = from_notebook("06_merge_to_gguf", "spec", "licence", "front", profile=get_profile(profile))
+    card = ModelCard(f"---\n{made.front}\n---\n\n# 題\n")
+    assert card.data.license == licence and card.data.base_model == made.spec.hub_id
+    assert card.data.to_dict().get("license_name") == (made.spec.licence if licence == "other" else None)
