@@ -50,7 +50,7 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 	@$(BIN)/python -c "$$FETCH"
 
 check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
-	@$(if $(DATA),$(BIN)/python -m lib.data.validate "$(DATA)",$(BIN)/python -m lib.talk.venue --profile $(PROFILE))
+	@$(if $(DATA),$(BIN)/python -m lib.data.own "$(DATA)",$(BIN)/python -m lib.talk.venue --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"

@@ -1,56 +1,455 @@
-"""自分のデータで走らせる: 質問と答えの表を、事実ごとにまとめて学習と試験に分ける。
+"""自分のデータ: どのファイルの、どの行を、何として読むか。どこがおかしいか。決めるのはここだけ。
 
-同じ答え（または同じ fact 列）の行を「一つの事実」とみなす。言い回しが二つ以上ある事実は一つを取り置き、
-書かれた言い回しが足りない分は、決まった前置きを付けて増やす（機械が作ったものと分かる型の名前が付く）。
+検査（`check_file`、`make check DATA=`）が通した行は、実行（`read_own`、`make run DATA=`）が必ず読める。
+何が見えたら何と言うかは `data/own/checks.toml` の表にある。元のファイルは書き替えない。
 """
 
+import argparse
+import codecs
+import csv
+import io
+import json
 import re
-from collections import defaultdict
-from dataclasses import dataclass
+import statistics
+import tomllib
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NamedTuple
+from unicodedata import normalize
 
-from lib.data.facts import TRAIN_FORMS, Example, Split, make_split, make_unanswerable, refusal_only, stable_order
-from lib.data.formats import convert, load
-from lib.errors import WorkshopError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
+
+from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, stable_order
+from lib.errors import WorkshopError, command_line
+from lib.files import DATA_SUFFIXES, find_data
 from lib.profiles import Profile
-from lib.run import Run, data_path
+from lib.text.words import normalise_width
 
 OWN_SYSTEM = "質問に短く答えます。"
 """自分のデータで、システム文が書かれていないときに使う文。"""
-
-# 前置きは、質問の中身を変えずに文字列だけを変える。試験用の前置きは学習に出ない。
-_WRAPPERS = {
-    "ja": ("質問です。{}", "教えてください。{}", "すみません、{}", "確認です。{}", "{}お願いします。",
-           "急ぎで知りたいです。{}", "初めてなので伺います。{}", "念のため、{}"),
-    "en": ("Quick question: {}", "Please tell me: {}", "Excuse me, {}", "Just checking: {}", "{} Thanks.",
-           "I need this quickly. {}", "I'm new here. {}", "To be sure: {}"),
-}  # fmt: skip
-_TEST_WRAPPERS = {
-    "ja": ("ひとつ聞いてもいいですか。{}", "友人に聞かれました。{}"),
-    "en": ("May I ask something? {}", "A friend wants to know: {}"),
-}
+TABLE = tomllib.loads((DATA / "own" / "checks.toml").read_text(encoding="utf-8"))
+"""検査の表: 見る所 → 種類 → 程度・文・直し方・見つけ方。"""
+MARKS = {"error": "✋ エラー", "warning": "⚠ 警告", "note": "・ 注意"}
+_WORDS = tomllib.loads((DATA / "own" / "words.toml").read_text(encoding="utf-8"))
+_RULES = {code: rule for rules in TABLE.values() for code, rule in rules.items()}
+_CANONICAL = {alias: name for name, aliases in _WORDS["aliases"].items() for alias in aliases}
+# 全角の数字と記号、横棒の異体を半角にそろえてから個人情報を探す。字数は変えない。
+_PLAIN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20} | dict.fromkeys(map(ord, "‐‑‒–—―−ー"), 0x2D)
 _DEV_EXAMPLES = 16  # 途中で何度も測るので、多いと学習より長く掛かる
-_DEV_WRAPPER = {"ja": "参考までに、{}", "en": "For reference: {}"}
-_UNIT = (
-    r"(?:時間|分間|秒間|日間|週間|か月|ヶ月|カ月|ヵ月|年間|営業日|ポイント|パーセント|キロ|メートル|グラム|リットル"
-    r"|[A-Za-z%％℃°]+|[一-龠々])?"
-)
-_FIGURE = re.compile(rf"(?:\d+(?:[.,:]\d+)*{_UNIT})+")
-_KEYS = {"fact": ("fact", "fact_id", "事実"), "figures": ("figures", "キーワード", "数値")}
+Said = list[tuple[str, str]]
+Found = tuple[Any, ...]
+
+
+class Turn(BaseModel):
+    """一つの発言。空白だけの文は発言ではない。"""
+
+    role: Literal["system", "user", "assistant"] = Field(default=None, validate_default=True)
+    content: str = Field(default=None, validate_default=True, strict=True, pattern=r"[^\s\x1c-\x1f]")
+
+
+def _said(role: str, several: bool = False, optional: bool = False) -> Any:
+    """文字列なら、その役の発言一つにする型。`several` なら発言の並びでもよく、`optional` なら空でもよい。"""
+
+    def wrap(value: Any) -> Any:
+        if optional and value in (None, ""):
+            return []
+        return value if several and isinstance(value, list) and value else [{"role": role, "content": value}]
+
+    return Annotated[list[Turn], BeforeValidator(wrap)], [] if optional else ...
+
+
+_ASK, _ANSWER = _said("user", several=True), _said("assistant", several=True)
+FORMS: dict[str, type[BaseModel]] = {
+    "messages": create_model("M", messages=(Annotated[list[Turn], Field(min_length=1)], ...)),
+    "preference": create_model("P", prompt=_ASK, chosen=_ANSWER, rejected=_ANSWER),
+    "prompt_completion": create_model("C", prompt=_ASK, completion=_ANSWER),
+    "instruction": create_model(
+        "I",
+        system=_said("system", optional=True),
+        instruction=_said("user"),
+        input=_said("user", optional=True),
+        output=_said("assistant"),
+    ),
+    "qa": create_model("Q", question=_said("user"), answer=_said("assistant")),
+}
+"""形の名前 → 列の型。上から順に見分ける。"""
+
+
+class Problem(NamedTuple):
+    """問題一つ。`line` は 1 から数えた行（ファイル全体なら 0）、`level` は `MARKS` の鍵、`code` は表の鍵。"""
+
+    file: str
+    line: int
+    level: str
+    code: str
+    message: str
+    remedy: str
+
+
+class Row(NamedTuple):
+    """一件の意味。`said` は学ぶ会話の (役, 文)、`worse` は悪い答えで終わる会話、`texts` は幅を直す前の (場所, 文)。"""
+
+    line: int
+    data: dict[str, Any]
+    form: str
+    said: Said
+    worse: Said
+    texts: Said
+
+
+class Report:
+    """一つのファイルを読んだ結果。`rows` は読めた件、`problems` は問題、`tokens` は一件のトークン数（数えたとき）。
+
+    Raises:
+        WorkshopError: 開けない、テキストでない、または一行も無いとき。
+    """
+
+    def __init__(self, source: str | Path) -> None:
+        self.path, self.tokens = find_data(source), dict[str, int]()
+        self.file, self.rows, self.problems = str(self.path or source), list[Row](), list[Problem]()
+        for line, found in _read(self.path, self.file):
+            if isinstance(found, dict):
+                row, faults = _understand(line, found)
+                self.rows.append(row)
+            for fault in faults if isinstance(found, dict) else [found]:
+                self.add(line, *fault)
+        if not self.rows and not self.count("error"):
+            raise WorkshopError("データの行が一つもありません", "中身を確かめてください", self.file)
+
+    def add(self, line: int, code: str, *values: Any) -> None:
+        """表の問題を一つ足す。"""
+        rule = _RULES[code]
+        said = rule["says"].format(*values), rule["remedy"].format(*values)
+        self.problems.append(Problem(self.file, line, rule["level"], code, *said))
+
+    def count(self, level: str) -> int:
+        """その程度（"error" など）の問題の数。"""
+        return sum(problem.level == level for problem in self.problems)
+
+    def text(self, limit: int = 50) -> str:
+        """画面に出す文。同じ種類は `limit` 件までで、残りは件数だけにする。"""
+        forms = "、".join(f"{form} {count}" for form, count in Counter(row.form for row in self.rows).most_common())
+        counts = "・".join(f"{mark[2:]} {self.count(level)}" for level, mark in MARKS.items())
+        lines, seen = [f"{self.file}: {len(self.rows)} 件（{forms}）  {counts}"], Counter[str]()
+        if t := self.tokens:
+            over = f"{t['limit']} 超 {t['over']} 件"
+            lines.append(f"トークン数: 最小 {t['min']}・中央 {t['median']}・最大 {t['max']}（{over}）")
+        for p in self.problems:
+            seen[p.code] += 1
+            if seen[p.code] <= limit:
+                place = f"{p.line} 行目 " if p.line else ""
+                lines.append(f"{MARKS[p.level]}: {place}[{p.code}] {p.message}。{p.remedy}。")
+        return "\n".join(lines + [f"… [{code}] ほかに {n - limit} 件あります" for code, n in seen.items() if n > limit])
+
+
+def _read(path: Path | None, name: str) -> Iterator[tuple[int, Any]]:
+    """(始まりの行, 列名 → 値) か (行, 見つけたこと) の列。Parquet とハブでは、行は何件目か。"""
+    suffix = Path(name).suffix.lower()
+    if path and suffix != ".parquet":
+        text, bad, codec = _decode(path)
+        yield from ((line, ("encoding",)) for line in sorted(bad))
+        if codec != "UTF-8" and (codec != "BOM つきの UTF-8" or "json" in suffix):
+            yield 0, ("not-utf8", codec)
+        yield from {".jsonl": _jsonl, ".json": _json, ".tsv": partial(_csv, tab=True)}.get(suffix, _csv)(text, bad)
+        return
+    if not path and (suffix in DATA_SUFFIXES or not re.fullmatch(r"(?a)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)):
+        raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", name)
+    import datasets
+    import pyarrow.parquet
+
+    try:
+        found = pyarrow.parquet.read_table(path).to_pylist() if path else datasets.load_dataset(name, split="train")
+    except Exception as error:  # ハブの失敗は、通信・認証・設定ごとに型が違い、列挙しきれない
+        what = "Parquet として" if path else "ファイルもフォルダも無く、Hugging Face のデータセットとしても"
+        remedy = "場所と名前とネットワークを確かめるか、先に取得したファイルを指定してください"
+        raise WorkshopError(f"{what}読めません: {type(error).__name__}", remedy, name) from None
+    yield from ([] if path else [(0, ("hub",))])
+    yield from enumerate(map(dict, found), 1)
+
+
+def _decode(path: Path) -> tuple[str, set[int], str]:
+    """文字コードを決める（順に BOM、UTF-8、cp932）。(文字列, 文字にできない行, 文字コードの名前) を返す。"""
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise WorkshopError(f"読めません: {error.strerror}", "権限を確かめてください", path) from None
+    wide = raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    if not wide and len(re.findall(rb"[\0-\x08\x0e-\x1a\x1c-\x1f]", raw[:4096])) > len(raw[:4096]) // 20:
+        raise WorkshopError("テキストではありません", "Excel なら「CSV UTF-8」で保存し直してください", path)
+    if not raw.removeprefix(codecs.BOM_UTF8).strip():
+        raise WorkshopError("ファイルが空です", "中身を確かめてください", path)
+    name = "UTF-16" if wide else "BOM つきの UTF-8" if raw.startswith(codecs.BOM_UTF8) else "UTF-8"
+    text, bad = _decode_as(raw, "utf-16" if wide else "utf-8-sig")
+    # UTF-8 で読める日本語の行の方が多ければ、UTF-8 の一部が壊れたもの。全体を cp932 と見ると全部が化ける。
+    if not wide and sum(not line.isascii() for line in text.split("\n")) < 2 * len(bad):
+        other = _decode_as(raw, "cp932")
+        text, bad, name = (*other, "cp932") if len(other[1]) < len(bad) else (text, bad, name)
+    return text, bad, name
+
+
+def _decode_as(raw: bytes, codec: str) -> tuple[str, set[int]]:
+    with suppress(UnicodeDecodeError):
+        return raw.decode(codec), set()
+    text = raw.decode(codec, "replace")
+    return text, {number for number, line in enumerate(text.split("\n"), 1) if "\ufffd" in line}
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(made := dict(pairs)) < len(pairs):
+        raise ValueError("一つの { } に同じキーが二つあります")
+    return made
+
+
+def _parse(text: str) -> Any:
+    """JSON の一件。読めなければ ("json", 理由)。"""
+    try:
+        value = json.loads(text, object_pairs_hook=_unique)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN や、対にならないサロゲートを断る
+        return value if isinstance(value, dict) else ("not-object",)
+    except (ValueError, RecursionError) as error:
+        what = getattr(error, "msg", str(error).partition(":")[0])
+        return "json", _WORDS["json"].get(type(error).__name__) or _WORDS["json"].get(what, what)
+
+
+def _jsonl(text: str, bad: set[int]) -> Iterator[tuple[int, Any]]:
+    if head := re.match(r"\s*\[[ \t]*[\r\n]", text):
+        at = text.count("\n", 0, head[0].index("[")) + 1
+        yield at, ("stopped", "一行に一件ではなく、全体が配列です", "拡張子を .json にしてください")
+        return
+    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):  # splitlines は、文の中の U+2028 でも切る
+        if line.strip() and number not in bad:
+            yield number, _parse(line.removeprefix("\ufeff"))
+
+
+def _json(text: str, bad: set[int]) -> Iterator[tuple[int, Any]]:
+    """配列の要素を一つずつ切り出して、その始まりの行とともに返す。"""
+    space, line, seen = json.decoder.WHITESPACE, 1, 0  # type: ignore[attr-defined]
+    start = space.match(text, 0).end()
+    if bad or re.fullmatch(r"\[\s*\]\s*", text[start:]):
+        return
+    if text[start : start + 1] != "[":
+        at = text.count("\n", 0, start) + 1
+        yield at, ("stopped", "全体が [ ] の配列ではありません", "一行に一件なら拡張子を .jsonl にしてください")
+    while text[start : start + 1] in ("[", ","):
+        start = space.match(text, start + 1).end()
+        line, seen = line + text.count("\n", seen, start), start
+        try:
+            end = json.JSONDecoder().raw_decode(text, start)[1]
+        except (ValueError, RecursionError) as error:
+            what = f"JSON として読めません（{_parse(text[start:])[1]}）"
+            yield getattr(error, "lineno", line), ("stopped", what, "直してください")
+            return
+        yield line, _parse(text[start:end])
+        start = space.match(text, end).end()
+        if text[start : start + 1] != "," and text[start:].strip() != "]":
+            line += text.count("\n", seen, start)
+            yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
+            return
+
+
+def _csv(text: str, bad: set[int], tab: bool = False) -> Iterator[tuple[int, Any]]:
+    header, first = list[str](), text.partition("\n")[0]
+    tab = tab or ("\t" in first and "," not in first)  # Excel の「Unicode テキスト」は、名前が .csv でもタブ区切り
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
+    while True:
+        start = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            if header and "expected after" in str(error):
+                yield start, ("csv",)
+                continue
+            yield start, ("stopped", "引用符が閉じていないか、一つの欄が長すぎます", "直してください")
+            return
+        if not cells or not bad.isdisjoint(range(start, reader.line_num + 1)):
+            continue
+        if header and len(cells) != len(header):
+            yield start, ("ragged", len(cells), len(header))
+        elif header:
+            row: dict[str, Any] = dict(zip(header, cells, strict=True))
+            for name in [name for name in header if row[name].startswith('[{"role"')]:
+                with suppress(ValueError, RecursionError):  # 表計算の欄に JSON で入れた会話
+                    row[name] = json.loads(row[name])
+            yield start, row
+        elif not all(header := [name.strip() for name in cells]):
+            what = f"見出しの {header.index('') + 1} 列目が空です"
+            yield start, ("stopped", what, "列の名前を書くか、余分な列を消してください")
+            return
+        elif twice := sorted({_show(name) for name in header if header.count(name) > 1}):
+            yield start, ("stopped", f"見出しに同じ名前があります: {'、'.join(twice)}", "別の名前にしてください")
+            return
+
+
+def _show(value: Any) -> str:
+    """値を画面に出せる短い形にする。見出しの無い CSV では個人情報が列名に来るので、数字とメールは伏せる。"""
+    return re.sub(r"\d", "*", re.sub(r"[^\s@＠,]+[@＠]\S*", "***@***", str(value)))[:60]
+
+
+@lru_cache(maxsize=4096)
+def _shape(columns: tuple[str, ...]) -> tuple[str, dict[str, str]]:
+    """列の名前から、(形, 正式な列名 → その行での列名)。正式な名前がそのままあれば、別名より先に採る。"""
+    names: dict[str, str] = {}
+    for column in columns:
+        plain = normalize("NFKC", column).strip().lower()
+        name = _CANONICAL.get(plain, plain)
+        if name not in names or column == name:
+            names[name] = column
+    for form, model in FORMS.items():
+        if all(key in names or not field.is_required() for key, field in model.model_fields.items()):
+            return form, names
+    return "不明", names
+
+
+def _understand(line: int, data: dict[str, Any]) -> tuple[Row, list[Found]]:
+    """一件の意味と、形と役の順の問題。文を取り出せなければ、会話は空。"""
+    form, names = _shape(tuple(data))
+    nothing = Row(line, data, form, [], [], [])
+    if form not in FORMS:
+        code = next(code for code, rule in TABLE["shapes"].items() if names.keys() >= set(rule["columns"]))
+        return nothing, [(code, _show("、".join(data)))]
+    fields = {key: data[names[key]] for key in FORMS[form].model_fields if key in names}
+    lists = [key for key, value in fields.items() if value and isinstance(value, list)]
+    several = lists if form not in ("qa", "instruction") else []
+    try:
+        made = FORMS[form].model_validate(fields)
+    except ValidationError as error:
+        faults: dict[str, Found] = {}
+        for wrong in error.errors(include_url=False, include_context=False):
+            (key, *at), value = wrong["loc"], wrong["input"]
+            place = f"{key} の {int(at[0]) + 1} 番目" if key in several else str(key)
+            blank = "no-turns" if value == [] else "empty" if value is None or isinstance(value, str) else "not-text"
+            code = "role" if at and at[-1] != "content" else "not-list" if not at and value != [] else blank
+            faults.setdefault(place, (code, place, _show(value)))
+        return nothing, list(faults.values())
+    told = {key: [(turn.role, turn.content) for turn in getattr(made, key)] for key in FORMS[form].model_fields}
+    texts = [
+        (f"{key} の {number} 番目" if key in several else key, text)
+        for key, turns in told.items()
+        for number, (_, text) in enumerate(turns, 1)
+    ]
+    told = {key: [(role, normalise_width(text)) for role, text in turns] for key, turns in told.items()}
+    said = [turn for key, turns in told.items() if key != "rejected" for turn in turns]
+    if form == "instruction":  # input は、空行をはさんで指示につなぐ
+        said = [*told["system"], ("user", "\n\n".join(text for role, text in said if role == "user")), *told["output"]]
+    worse = told["prompt"] + told["rejected"] if form == "preference" else []
+    orders = ["".join(role[0] for role, _ in chat) for chat in (said, worse)]
+    found = [code for code, rule in TABLE["roles"].items() if any(re.search(rule["pattern"], o) for o in orders)]
+    found += ["repeated-turn"] if len(set(said)) < len(said) else []
+    found += ["same-choice"] if worse and _plain(worse) == _plain(said) else []
+    return Row(line, data, form, said, worse, texts), [(code,) for code in found]
+
+
+def _plain(said: Said) -> tuple[tuple[str, str], ...]:
+    """同じ文かを比べるための形（NFKC にし、空白の並びを一つにする）。"""
+    return tuple((role, " ".join(normalize("NFKC", text).split())) for role, text in said)
+
+
+def _see(text: str) -> Iterator[Found]:
+    """文の中に見えるもの: (表の鍵, 見つけた並び, 幅を直した並び)。個人情報は伏せる。"""
+    with suppress(UnicodeError):  # UTF-8 を cp932 で開いたものは、逆にたどると日本語に戻る
+        if re.search("[ぁ-んァ-ヶ一-鿿]", back := text.encode("cp932").decode()) and back != text:
+            yield "mojibake", ""
+            return
+    personal = list(_personal(text.translate(_PLAIN)))
+    for code, rule in TABLE["texts"].items():
+        if runs := [found[found.lastindex or 0] for found in re.finditer(rule["pattern"], text)]:
+            shown = "…" if personal else "、".join(runs)[:40]
+            yield code, shown, normalise_width(shown)
+            if code == "mojibake":
+                return
+    yield from personal
+
+
+def _personal(text: str) -> Iterator[Found]:
+    for code, rule in TABLE["personal"].items():
+        for found in re.finditer(rule["pattern"], text):
+            digits = re.sub(r"\D", "", found[0].replace("(0)", "").replace("+81", "0"))
+            if _is_valid(code, digits):
+                text = text.replace(found[0], " ")
+                yield code, re.sub(r"\w", "*", found[0])
+
+
+def _is_valid(code: str, digits: str) -> bool:
+    """検査数字: カード番号（ISO/IEC 7812-1）と個人番号（平成26年総務省令第85号 第5条）。電話は桁の数。"""
+    values = [int(digit) for digit in reversed(digits)]
+    if code == "card":
+        return sum(sum(divmod(n * (1 + i % 2), 10)) for i, n in enumerate(values)) % 10 == 0
+    if code == "my-number":
+        rest = sum(p * (n + 1 if n <= 6 else n - 5) for n, p in enumerate(values[1:], 1)) % 11
+        return values[0] == (0 if rest <= 1 else 11 - rest)
+    return code != "phone" or re.fullmatch(r"0[5-9]0\d{8}|0[1-9]\d{8}", digits) is not None
+
+
+def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256) -> Report:
+    """データを検査する。
+
+    Args:
+        source: ファイル、データが一つだけのフォルダ、またはハブの名前（owner/name の train）。
+        tokenizer: 長さを数えるトークナイザ。チャットテンプレートの分も数える。無ければ数えない。
+        max_tokens: 一件の長さの上限（トークン）。
+
+    Raises:
+        WorkshopError: 開けない、または一行も無いとき。壊れた行は例外ではなく `problems` に入る。
+    """
+    report = Report(source)
+    whole: dict[Any, int] = {}
+    asked: dict[Any, int] = {}
+    licences: dict[str, int] = {}
+    for row in report.rows:
+        for place, text in row.texts:
+            for code, *values in _see(text):
+                report.add(row.line, code, place, *values)
+        said, worse = _plain(row.said), _plain(row.worse)
+        if said and (said, worse) in whole:
+            report.add(row.line, "duplicate", whole[said, worse])
+        elif said and not worse and asked.setdefault(said[:-1], row.line) != row.line:
+            report.add(row.line, "conflict", asked[said[:-1]])
+        whole.setdefault((said, worse), row.line)
+        for key in {"licence", "license", "ライセンス"} & row.data.keys():
+            licences.setdefault(str(row.data[key] or ""), row.line)
+    forms = Counter(row.form for row in report.rows if row.form in FORMS).most_common()
+    for form, count in forms[1:]:
+        line = next(row.line for row in report.rows if row.form == form)
+        report.add(line, "mixed-format", forms[0][0], form, count)
+    for code, rule in TABLE["columns"].items():
+        seen = (row.line for row in report.rows if _shape(tuple(row.data))[1].keys() >= set(rule["columns"]))
+        if line := next(seen, 0):
+            report.add(line, code)
+    for value, line in licences.items():
+        if re.search(_RULES["licence"]["pattern"], value.strip().lower().replace(" ", "-")):
+            report.add(line, "licence", _show(value))
+    beside = [p.name for p in report.path.parent.iterdir()] if report.path else ["README.md"]
+    if not licences and not any(name == "README.md" or name.startswith("LICEN") for name in beside):
+        report.add(0, "no-licence")
+    chats = [row for row in report.rows if row.said] if tokenizer else []
+    counts = [max(_length(tokenizer, chat) for chat in (row.said, row.worse) if chat) for row in chats]
+    over = [(row.line, count) for row, count in zip(chats, counts, strict=True) if count > max_tokens]
+    for line, count in over:
+        report.add(line, "too-long", count, max_tokens)
+    if counts:
+        edges = {"min": min(counts), "median": statistics.median_low(counts), "max": max(counts)}
+        report.tokens = {**edges, "total": sum(counts), "over": len(over), "limit": max_tokens}
+    report.problems.sort(key=lambda problem: problem.line)
+    return report
+
+
+def _length(tokenizer: Any, said: Said) -> int:
+    try:
+        messages = [{"role": role, "content": text} for role, text in said]
+        return len(tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"])
+    except Exception:  # テンプレートの無い ValueError のほか、テンプレートが自分で投げる例外がある
+        return len(tokenizer("\n".join(text for _, text in said))["input_ids"])
 
 
 @dataclass(frozen=True)
 class OwnRow:
-    """自分のデータの 1 行。
-
-    Attributes:
-        fact: 事実の名前（同じ名前の行は同じ事実）。
-        question, answer, system: 文。
-        figures: 正解に必ず入る語。
-        history: 前の往復。
-        line: ファイルの行番号。
-    """
+    """自分のデータの 1 行。同じ `fact` の行は同じ事実、`figures` は正解に必ず入る語、`line` は行番号。"""
 
     fact: str
     question: str
@@ -61,41 +460,34 @@ class OwnRow:
     line: int
 
 
-def read_own(path: Path) -> list[OwnRow]:
+def read_own(path: str | Path) -> list[OwnRow]:
     """表を読み、質問と答えにそろえる。
 
     Raises:
-        WorkshopError: 読めない行、質問や答えの無い行があるとき（行番号を示す）。
+        WorkshopError: 読めない行、質問や答えの無い行があるとき（最初の一つの行番号を示す）。
     """
-    rows = []
-    for row in load(path):
-        place = f"{path}:{row.line} 行目"
-        try:
-            messages = convert(row.data, "messages", allow_loss=True)["messages"]
-        except WorkshopError as error:
-            raise WorkshopError(
-                f"質問と答えの形にできません: {error}", "make check で全体を調べられます", place
-            ) from None
-        system = messages.pop(0)["content"] if messages[0]["role"] == "system" else OWN_SYSTEM
-        if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
-            raise WorkshopError("質問か答えが空です", "この行を埋めるか消してください", place)
-        *history, question, answer = messages
-        text = answer["content"].strip()
-        fact = _field(row.data, "fact") or text
-        figures = _figures(_field(row.data, "figures"), text)
-        rows.append(OwnRow(str(fact), question["content"].strip(), text, system, figures, tuple(history), row.line))
+    report, rows = Report(path), []
+    for problem in report.problems:
+        if problem.level == "error":
+            place = f"{problem.file}:{problem.line} 行目"
+            raise WorkshopError(problem.message, f"{problem.remedy}（make check で全体を調べられます）", place)
+    for row in report.rows:
+        system = row.said[0][1] if row.said[0][0] == "system" else OWN_SYSTEM
+        *history, (_, question), (_, text) = [turn for turn in row.said if turn[0] != "system"]
+        answer = text.strip()
+        given = _field(row.data, "figures")
+        if isinstance(given, str):
+            given = [word.strip() for word in re.split(r"[、,;；|]", normalise_width(given)) if word.strip()]
+        # 正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。
+        figures = tuple(map(str, given or re.findall(_WORDS["figure"]["pattern"], answer) or [answer.rstrip("。．. ")]))
+        before = tuple({"role": role, "content": content} for role, content in history)
+        fact = normalise_width(str(_field(row.data, "fact") or answer))
+        rows.append(OwnRow(fact, question.strip(), answer, system, figures, before, row.line))
     return rows
 
 
-def split_for(run: Run) -> tuple[Split, list[str]]:
-    """その実行のデータを分ける。
-
-    Returns:
-        (分割, 説明の文)。作り付けのデータなら説明は空。
-    """
-    notes: list[str] = []
-    path = data_path(run.data)
-    return (own_split(path, run.profile, notes) if path else make_split(run.profile)), notes
+def _field(data: dict[str, Any], name: str) -> Any:
+    return next((data[key] for key in (name, *_WORDS["aliases"][name]) if data.get(key)), None)
 
 
 def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Split:
@@ -120,9 +512,8 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
             groups[row.fact].append(row)
     facts = sorted(groups.values(), key=lambda rows: stable_order(rows[0].fact))
     if len(facts) < 3:
-        raise WorkshopError(
-            f"事実が {len(facts)} 件しかなく、学習と試験に分けられません", "答えの違う行を 3 件以上にしてください", path
-        )
+        what = f"事実が {len(facts)} 件しかなく、学習と試験に分けられません"
+        raise WorkshopError(what, "答えの違う行を 3 件以上にしてください", path)
     hidden = max(1, len(facts) // 10)
     taught, unseen = facts[:-hidden], facts[-hidden:]
     budget = profile.train_facts * min(profile.train_forms, len(TRAIN_FORMS))
@@ -132,54 +523,44 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
         )
         taught = taught[:budget]
     notes.append(f"事実 {len(facts)} 件のうち {len(taught)} 件を教え、{hidden} 件は漏れの検査のために教えません。")
-    train, near, far = _phrase(taught, max(2, min(len(TRAIN_FORMS), budget // len(taught))))
+    questions = [row.question for rows in taught for row in rows]
+    lang = "ja" if any(re.search(r"[ぁ-んァ-ヶ一-龠]", question) for question in questions) else "en"
+    per_fact = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
+    train, near, far = [], [], []
+    first_test, second_test = _WORDS["wrappers_test"][lang]
+    for rows in taught:  # 書かれた言い回しが足りない分は、前置きを付けて増やす
+        known = rows[:-1] or rows
+        wrapped = [(row, wrapper) for wrapper in _WORDS["wrappers"][lang] for row in known]
+        train += [_example(row, "as_is") for row in known]
+        train += [_example(row, "wrapped", wrapper) for row, wrapper in wrapped[: max(0, per_fact - len(known))]]
+        near.append(_example(known[0], "wrapped_test", first_test))
+        alone = _example(known[0], "wrapped_test", second_test)
+        far.append(_example(rows[-1], "own_test") if len(rows) > 1 else alone)
     if any(example.form == "wrapped_test" for example in far):
         notes.append(
             "言い回しが一つだけの事実は、far も機械の前置きで代えます。尋ね方を書き足すほど、点は信用できます。"
         )
-    ask_train, ask_test, _ = make_unanswerable(_language(taught), "out_of_domain")
-    system = taught[0][0].system
-    asks = [[_refusal(example, system) for example in part] for part in (ask_train, ask_test)]
-    dev = [_example(rows[0], "wrapped_dev", _DEV_WRAPPER[_language(taught)]) for rows in taught[:_DEV_EXAMPLES]]
-    return Split(train, dev, near, far, [_example(row, "own_test") for rows in unseen for row in rows], *asks)
-
-
-def _phrase(facts: list[list[OwnRow]], per_fact: int) -> tuple[list[Example], list[Example], list[Example]]:
-    """事実ごとに、書かれた言い回しと前置きから（学習, near, far）を作る。"""
-    lang = _language(facts)
-    train, near, far = [], [], []
-    for rows in facts:
-        known = rows[:-1] if len(rows) > 1 else rows
-        wrapped = [(row, wrapper) for wrapper in _WRAPPERS[lang] for row in known]
-        train += [_example(row, "as_is") for row in known]
-        train += [_example(row, "wrapped", wrapper) for row, wrapper in wrapped[: max(0, per_fact - len(known))]]
-        near.append(_example(known[0], "wrapped_test", _TEST_WRAPPERS[lang][0]))
-        alone = _example(known[0], "wrapped_test", _TEST_WRAPPERS[lang][1])
-        far.append(_example(rows[-1], "own_test") if len(rows) > 1 else alone)
-    return train, near, far
+    dev = [_example(rows[0], "wrapped_dev", _WORDS["wrappers_dev"][lang]) for rows in taught[:_DEV_EXAMPLES]]
+    hidden_examples = [_example(row, "own_test") for rows in unseen for row in rows]
+    ask_train, ask_test, _ = make_unanswerable(lang, "out_of_domain")
+    asks = [[replace(example, system=taught[0][0].system) for example in part] for part in (ask_train, ask_test)]
+    return Split(train, dev, near, far, hidden_examples, *asks)
 
 
 def _example(row: OwnRow, form: str, wrapper: str = "{}") -> Example:
-    return Example(
-        f"own-{stable_order(row.fact)[:10]}", form, wrapper.format(row.question), row.answer, row.figures,
-        row.system, row.history,
-    )  # fmt: skip
+    fact_id = f"own-{stable_order(row.fact)[:10]}"
+    return Example(fact_id, form, wrapper.format(row.question), row.answer, row.figures, row.system, row.history)
 
 
-def _refusal(example: Example, system: str) -> Example:
-    return Example(example.fact_id, example.form, example.question, refusal_only(example.answer), (), system)
+def main() -> None:
+    """コマンドの入口。エラーの問題が一つでもあれば終了コード 1。長さは数えない（ノートブック 02 が数える）。"""
+    parser = argparse.ArgumentParser(description="学習データを検査する")
+    parser.add_argument("file", help="JSONL・JSON・CSV・TSV・Parquet、フォルダ、または Hugging Face の owner/name")
+    with command_line():
+        report = check_file(parser.parse_args().file)
+        print(report.text())
+    raise SystemExit(1 if report.count("error") else 0)
 
 
-def _field(data: dict[str, Any], name: str) -> Any:
-    return next((data[key] for key in _KEYS[name] if data.get(key)), None)
-
-
-def _figures(given: Any, answer: str) -> tuple[str, ...]:
-    """正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。"""
-    if isinstance(given, str):
-        given = [word.strip() for word in re.split(r"[、,;；|]", given) if word.strip()]
-    return tuple(map(str, given or _FIGURE.findall(answer) or [answer.rstrip("。．. ")]))
-
-
-def _language(facts: list[list[OwnRow]]) -> str:
-    return "ja" if any(re.search(r"[ぁ-んァ-ヶ一-龠]", row.question) for rows in facts for row in rows) else "en"
+if __name__ == "__main__":
+    main()

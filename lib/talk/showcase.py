@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lib.data.facts import Example, read_examples
-from lib.data.textcheck import CONTROL_TOKEN
+from lib.data.own import TABLE
 from lib.errors import WorkshopError
 from lib.export.serve import read_modelfile
 from lib.files import read_json
@@ -99,7 +99,7 @@ def open_models(run: Run, exam: Mapping[str, Example], closing: ExitStack) -> di
     pattern = next(iter(exam.values()))
 
     def as_example(question: str) -> Example:
-        if found := CONTROL_TOKEN.search(question):
+        if found := re.search(TABLE["texts"]["control-token"]["pattern"], question):
             raise WorkshopError(f"質問に、会話の区切りの印 {found[0]} があります", "印を除いて、もう一度尋ねてください")
         return exam.get(key(question)) or replace(pattern, question=question, history=())
 

@@ -1,15 +1,18 @@
-"""日本語を語に分ける。ROUGE・BLEU の分かち書きと、敬語の判定が使う。"""
+"""日本語を語に分ける（ROUGE・BLEU の分かち書きと、敬語の判定が使う）。半角カナなどの幅をそろえる。"""
 
 import re
 from functools import cache
 from typing import Any
 
+import jaconv
 from fugashi import Tagger
 
 from lib.errors import WorkshopError
 from lib.text.quantities import nfkc
 
 _END = re.compile(r"(?<=[。！？!?\n])(?![。！？!?\n」』）)])")
+# 半角カナ（前の仮名に付く濁点も）、濁点・半濁点の分かれた仮名、全角の英数字。
+_WIDTH = re.compile("[ぁ-ヶー]?[\uff61-\uff9f]+|[ぁ-ヶー][\u3099\u309a]+|[０-９Ａ-Ｚａ-ｚ]+")
 
 
 @cache
@@ -23,10 +26,7 @@ def _tagger() -> Tagger:
 
 
 def morphemes(text: str) -> list[Any]:
-    """語の列（fugashi の `UnidicNode`。`surface` と、unidic の `feature` を持つ）。
-
-    Args:
-        text: 日本語の文字列。空なら空の列。
+    """語の列（fugashi の `UnidicNode`。`surface` と、unidic の `feature` を持つ）。空の文なら空の列。
 
     Raises:
         WorkshopError: 辞書が入っていないとき。
@@ -51,3 +51,9 @@ def sentences(text: str) -> list[str]:
             found.append(current.strip())
             depth, current = 0, ""
     return [sentence for sentence in [*found, current.strip()] if sentence]
+
+
+def normalise_width(text: str) -> str:
+    """半角カナを全角に、全角の英数字を半角に、分かれた濁点を一字にする。ほかの字は一字も変えない。"""
+    # jaconv.normalize は 〜 “ － なども替えるので、直す並びだけに掛ける（NFKC は NFC の合成も含む）。
+    return _WIDTH.sub(lambda run: jaconv.normalize(run[0]), text)

@@ -29,7 +29,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "profiles": (169, set()),
     "run": (222, {"files", "profiles"}),
     "text": (388, set()),
-    "data": (1767, {"files", "profiles", "text", "run", "model"}),
+    "data": (915, {"files", "profiles", "text"}),
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (740, {"files", "profiles", "text", "data", "model", "run"}),
