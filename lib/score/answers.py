@@ -1,8 +1,4 @@
-"""採点。主役は「正規化した上で、正しい数値を言ったか」。
-
-文字列の似かた（BLEU や ROUGE）は、年を間違えた答えを正しい言い換えより高く採点することがある。
-ここでは数値そのものの一致（`lib.text.quantities`）だけを事実の正答と呼ぶ。
-"""
+"""回答を採点する。数値そのものの一致（`lib.text.quantities`）だけを事実の正答と呼び、文の似かたは見ない。"""
 
 import math
 import re
@@ -81,9 +77,7 @@ class Interval:
         """差の区間から言葉を決める。平均だけでは決めない。"""
         if self.low > 0:
             return up
-        if self.high < 0:
-            return down
-        return "差は示せない"
+        return down if self.high < 0 else "差は示せない"
 
     def as_percent(self) -> str:
         """「87.5% [79.7, 93.8]」の形。"""

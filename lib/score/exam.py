@@ -14,9 +14,7 @@ from lib.run import Run
 from lib.score.answers import Interval, score_rows, wilson
 
 Rows = Sequence[dict[str, Any]]
-"""採点の表（`score_rows` の行）。"""
-
-
+Prompt = Callable[[Example], list[dict[str, str]]]
 PARTS = {
     "near": "取り置きの言い回し",
     "far": "別の言葉での質問",
@@ -51,12 +49,7 @@ def build_exam(run: Run) -> Exam:
 
 
 def take(
-    exam: Exam,
-    model: Any,
-    tokenizer: Any,
-    profile: Profile,
-    name: str,
-    prompt: Callable[[Example], list[dict[str, str]]] = Example.prompt,
+    exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str, prompt: Prompt = Example.prompt
 ) -> list[dict[str, Any]]:
     """モデルに全問を解かせ、採点した行を返す。`prompt` は、問題を入力の `messages` にする関数。"""
     everything = [example for examples in exam.parts.values() for example in examples]
@@ -75,11 +68,8 @@ def share(rows: Rows, part: str, key: str = "correct") -> Interval:
 
 
 def gain(before: Rows, after: Rows, part: str) -> Interval:
-    """同じ問題での正答率の差（後 − 前）と、対応のあるブートストラップの 95% 区間（事実ごとに再標本化する）。
-
-    Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
-    """
-    return _between(*_resampled(_differences(before, after, part)))
+    """同じ問題での正答率の差（後 − 前）と、その 95% 区間。"""
+    return weighted_gain(before, after, {part: 1.0})
 
 
 def chance(before: Rows, after: Rows, part: str, rounds: int = 5000) -> float:
@@ -95,13 +85,23 @@ def chance(before: Rows, after: Rows, part: str, rounds: int = 5000) -> float:
     return (extreme + 1) / (rounds + 1)
 
 
-def weighted_gain(before: Rows, after: Rows, weights: Mapping[str, float]) -> Interval:
-    """部分ごとの正答率の差を、重みを掛けて足したものと、その 95% 区間（部分ごとに独立に再標本化する）。"""
-    used = {part: weight for part, weight in weights.items() if weight > 0}
-    drawn = [(weight, *_resampled(_differences(before, after, part))) for part, weight in used.items()]
-    rounds = zip(*(means for *_, means in drawn), strict=True)
-    means = [sum(weight * mean for (weight, *_), mean in zip(drawn, row, strict=True)) for row in rounds]
-    return _between(sum(weight * mean for weight, mean, _ in drawn), means)
+def weighted_gain(before: Rows, after: Rows, weights: Mapping[str, float], rounds: int = 2000) -> Interval:
+    """部分ごとの正答率の差を、重みを掛けて足したものと、対応のあるブートストラップの 95% 区間。
+
+    部分ごとに独立に、事実を単位に再標本化する。
+
+    Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
+    """
+    columns = []
+    for part, weight in weights.items():
+        if weight > 0:
+            grouped = _differences(before, after, part)
+            generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
+            draws = [grouped, *(generator.choices(grouped, k=len(grouped)) for _ in range(rounds))]
+            columns.append([weight * (sum(map(sum, drawn)) / sum(map(len, drawn))) for drawn in draws])
+    value, *means = map(sum, zip(*columns, strict=True))  # 先頭は、元のまま
+    means.sort()
+    return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
 
 
 def _differences(before: Rows, after: Rows, part: str) -> list[list[int]]:
@@ -112,20 +112,6 @@ def _differences(before: Rows, after: Rows, part: str) -> list[list[int]]:
     for one, other in zip(old, new, strict=True):
         by_fact.setdefault(one["fact"], []).append(int(other["correct"]) - int(one["correct"]))
     return list(by_fact.values())
-
-
-def _resampled(grouped: Sequence[Sequence[int]], rounds: int = 2000) -> tuple[float, list[float]]:
-    """(元の平均, 事実を単位に再標本化した平均 rounds 個)。"""
-    generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
-    draws = [generator.choices(grouped, k=len(grouped)) for _ in range(rounds)]
-    original, *means = [sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in (grouped, *draws)]
-    return original, means
-
-
-def _between(value: float, means: Sequence[float]) -> Interval:
-    """再標本化した値の、内側の 95%。"""
-    ordered, rounds = sorted(means), len(means)
-    return Interval(value, ordered[int(0.025 * rounds)], ordered[int(0.975 * rounds) - 1])
 
 
 def save_rows(folder: Path, name: str, rows: Rows) -> None:

@@ -8,29 +8,26 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 CODE = "番号"
 _Match = re.Match[str]
-_CONVERSIONS = {  # そろえた単位 → {倍率: 書き方}
-    "%": {"1": "% パーセント", "10": "割"},
-    "%ポイント": {"1": "%ポイント パーセントポイント"},
-    "ポイント": {"1": "ポイント pt"},
-    "分": {"1": "分間 分", "60": "時間", "1/60": "秒間 秒"},
-    "日": {"1": "日間 日", "7": "週間"},
-    "か月": {"1": "か月間 か月", "12": "年間"},
-    "キロ": {"1000": "キロ"},
-    "m": {
-        "1": "m メートル",
-        "1000": "km キロメートル",
-        "1/100": "cm センチメートル センチ",
-        "1/1000": "mm ミリメートル ミリ",
-    },
-    "g": {"1": "g グラム", "1000": "kg キログラム"},
-    "L": {"1": "L l リットル", "1/1000": "mL ml ミリリットル"},
-    "人": {"1": "人 名様 名"},
-    "個": {"1": "個 コ つ"},
-    "歳": {"1": "歳 才"},
-    "店": {"1": "店舗 店"},
+_CONVERSIONS: dict[str, dict[str, Any]] = {  # そろえた単位 → {書き方: 倍率}
+    "%": {"% パーセント": 1, "割": 10},
+    "%ポイント": {"%ポイント パーセントポイント": 1},
+    "ポイント": {"ポイント pt": 1},
+    "分": {"分間 分": 1, "時間": 60, "秒間 秒": "1/60"},
+    "日": {"日間 日": 1, "週間": 7},
+    "か月": {"か月間 か月": 1, "年間": 12},
+    "キロ": {"キロ": 1000},
+    "m": {"m メートル": 1, "km キロメートル": 1000, "cm センチメートル センチ": "0.01"}
+    | {"mm ミリメートル ミリ": "0.001"},
+    "g": {"g グラム": 1, "kg キログラム": 1000},
+    "L": {"L l リットル": 1, "mL ml ミリリットル": "1/1000"},
+    "人": {"人 名様 名": 1},
+    "個": {"個 コ つ": 1},
+    "歳": {"歳 才": 1},
+    "店": {"店舗 店": 1},
 }
 _COUNTERS = (
     *("円", "ドル", "ユーロ", "か所", "年度", "年代", "年生", "年目", "周年", "世紀", "文字", "種類", "売り場"),
@@ -40,7 +37,7 @@ _DIGITS_ONLY = ("番", "号", "度", "部", "行", "品", "通")
 """漢数字の後ろでは単位と見ない語（一番、一度、一部、一行、一品、一通り）。"""
 _UNITS = {name: (name, Fraction(1)) for name in (*_COUNTERS, *_DIGITS_ONLY)}
 for _unit, _row in _CONVERSIONS.items():
-    for _times, _names in _row.items():
+    for _names, _times in _row.items():
         _UNITS |= dict.fromkeys(_names.split(), (_unit, Fraction(_times)))
 _MEASURES = {**_UNITS, "年": ("か月", Fraction(12)), "¥": ("円", Fraction(1)), "$": ("ドル", Fraction(1))}
 
@@ -65,18 +62,14 @@ _YEAR_TWICE = [
     re.compile(rf"{first}\s?年?\s?[(/・]\s?{second}(?:\s?年)?(?:\s?\)(?:\s?年)?)?")
     for first, second in ((_WEST, _ERA_COUNT), (_ERA_COUNT, _WEST))
 ]
-_SAME_UNIT = {("キロ", "m"), ("キロ", "g"), ("m", "キロ"), ("g", "キロ")}
 
 
 @dataclass(frozen=True)
 class Quantity:
     """一つの数値。
 
-    Attributes:
-        unit: そろえた単位。「日付」（西暦の年, 月, 日）、「時刻」（0 時からの分）、「比」、単位が無ければ空。
-            数ではない番号（E00593、03-1234）は「番号」。
-        value: 値。日付だけは三つで、書かれていない部分は None。番号では空。
-        text: 書かれていた形（漢数字などは算用数字に直してある）。比べるときには見ない。
+    unit はそろえた単位か、「日付」（value は西暦の年, 月, 日。無い部分は None）、「時刻」（0 時からの分）、「比」、
+    「番号」（E00593 など。value は空）、空（単位が無い）。text は書かれていた形（算用数字に直してある）。
     """
 
     unit: str
@@ -89,9 +82,8 @@ class Quantity:
             return other.unit == CODE and self.text.lower() == other.text.lower()
         if not self.unit:
             return self.value == other.value[:1] and not any(other.value[1:])
-        if self.unit != other.unit and (self.unit, other.unit) not in _SAME_UNIT:
-            return False
-        return all(mine is None or mine == yours for mine, yours in zip(self.value, other.value, strict=True))
+        comparable = self.unit == other.unit or {self.unit, other.unit} in ({"キロ", "m"}, {"キロ", "g"})
+        return comparable and all(mine in (None, yours) for mine, yours in zip(self.value, other.value, strict=True))
 
 
 def quantities(text: str, codes: bool = False) -> list[Quantity]:
@@ -141,24 +133,22 @@ def _simple(unit: str, value: Fraction | int, match: _Match) -> Quantity:
     return Quantity(unit, (Fraction(value),), match[0])
 
 
-def _date(match: _Match, year: int | None = None) -> Quantity | None:
-    month, day = (int(match[name]) if match[name] else None for name in ("month", "day"))
-    if (month is not None and not 1 <= month <= 12) or (day is not None and not 1 <= day <= 31):
+def _date(match: _Match) -> Quantity | None:
+    """日付。和暦は西暦に直す。「令和6年度」は年度、月の無い「5年短縮」「3年契約」は期間。"""
+    written = match.groupdict()
+    year, month, day = (int(written[part]) if written.get(part) else None for part in ("year", "month", "day"))
+    if "era" in written:
+        before, count = _era_and_count(match)
+        year = before + count
+        if "fiscal" in written:
+            return _simple("年度", year, match)
+        if not 1 <= count <= _LAST_YEAR.get(before, 99):
+            return None
+    elif year is not None and year < 1000 and month is None:
+        return _simple("か月", 12 * year, match)
+    if month not in (None, *range(1, 13)) or day not in (None, *range(1, 32)):
         return None
     return Quantity("日付", tuple(None if part is None else Fraction(part) for part in (year, month, day)), match[0])
-
-
-def _era(match: _Match) -> Quantity | None:
-    before, count = _era_and_count(match)
-    if "fiscal" in match.groupdict():
-        return _simple("年度", before + count, match)
-    return _date(match, before + count) if 1 <= count <= _LAST_YEAR.get(before, 99) else None
-
-
-def _year(match: _Match) -> Quantity | None:
-    if match["month"] is None and int(match["year"]) < 1000:  # 5年短縮、3年契約
-        return _simple("か月", 12 * int(match["year"]), match)
-    return _date(match, int(match["year"]))
 
 
 def _rest(text: str, half: Fraction | int) -> Fraction | int:
@@ -198,14 +188,14 @@ _CODE = r"(?:\d+[A-Za-z]+|[A-Za-z]+-?)\d[0-9A-Za-z-]*|\d+(?:-\d+)+|\d+(?:\.\d+){
 _RULES: list[tuple[re.Pattern[str], Callable[[_Match], Quantity | None]]] = [
     (re.compile(pattern), build)
     for pattern, build in (  # 上から順に、初めに読めたものを取る
-        (rf"{_ERA_YEAR}(?P<fiscal>度)", _era),
-        (rf"{_ERA_YEAR}(?![間代生目])(?:\s?の?\s?{_MONTH})?", _era),
-        (rf"{_LETTER}年(?:{_MONTH})?", _era),
-        (rf"{_LETTER}{_SLASHED}", _era),
-        (rf"{_LEFT}(?P<year>\d{{4}}){_SLASHED}", _year),
+        (rf"{_ERA_YEAR}(?P<fiscal>度)", _date),
+        (rf"{_ERA_YEAR}(?![間代生目])(?:\s?の?\s?{_MONTH})?", _date),
+        (rf"{_LETTER}年(?:{_MONTH})?", _date),
+        (rf"{_LETTER}{_SLASHED}", _date),
+        (rf"{_LEFT}(?P<year>\d{{4}}){_SLASHED}", _date),
         (rf"{_LEFT}(?<!/)(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}})(?![\d/])(?!\s?(?:{_UNIT}))", _date),
         (rf"{_LEFT}(?P<number>\d{{1,3}})\s?(?P<unit>年)間?(?:と?\s?(?P<rest>\d{{1,2}}\s?か月|半))", _measure),
-        (rf"{_LEFT}(?P<year>\d{{1,4}})\s?年(?![間度代生目])(?:\s?の?\s?{_MONTH})?", _year),
+        (rf"{_LEFT}(?P<year>\d{{1,4}})\s?年(?![間度代生目])(?:\s?の?\s?{_MONTH})?", _date),
         (rf"{_LEFT}{_MONTH}", _date),
         (rf"{_HOUR}(?P<hour>\d{{1,2}})\s?時(?!間)(?:\s?(?P<rest>\d{{1,2}}\s?分(?!間)|半))?", _clock),
         (rf"{_HOUR}(?<!:)(?P<hour>\d{{1,2}}):(?P<rest>\d{{2}})(?![\d:])", _clock),
@@ -235,12 +225,8 @@ def nfkc(text: str) -> str:
 def to_arabic(text: str, follows: str) -> str:
     """数の部分だけを「1450」「97415000000」「2.4」の形に直した文字列を返す。
 
-    算用数字で始まる数（`5万`、`974億1,500万`）はいつも読む。漢字だけの数は、後ろに単位があるときだけ読む
-    （三井、四谷、一般 を数と取り違えないため）。「数百円」「何十人」「二三日」は、数が決まらないので読まない。
-
-    Args:
-        text: NFKC にそろえた文字列。
-        follows: 漢字だけの数の後ろに来てよい単位の正規表現。
+    算用数字で始まる数（`5万`、`974億1,500万`）はいつも読む。漢字だけの数は、後ろに単位（follows、正規表現）が
+    あるときだけ読む（三井、四谷、一般 を数と取り違えないため）。「数百円」「何十人」は、数が決まらないので読まない。
     """
     unit = re.compile(rf"\s?(?:~\s?{_RUN}\s?)?(?:{follows})")
 
@@ -257,10 +243,9 @@ def to_arabic(text: str, follows: str) -> str:
 
 
 def read_number(run: str) -> int | None:
-    """「千九百四十三」「二〇二四」「974億1,500万」「97,415百万」「1.5億」を読む。数として読めなければ None。
+    """「千九百四十三」「二〇二四」「974億1,500万」「97,415百万」「1.5億」を読む。読めなければ None。
 
-    位の並びが大きい順でない（百千）、位だけで数が無い（万円の「万」）、おおよその数（二三日）、
-    整数にならない数は読まない。
+    位の並びが大きい順でない（百千）、位だけで数が無い（万）、おおよその数（二三日）、整数にならない数は読まない。
     """
     value = _read(run, "".join(_SIZES))
     return int(value) if value is not None and value.denominator == 1 else None
@@ -293,9 +278,8 @@ _FILLER = re.compile(r"約|およそ|ごろ|頃|ほど|くらい|から|まで|[
 def states(answer: str, expected: str) -> bool:
     """答えが、その数値または語を言っているか。
 
-    単位のある数値は読み取って比べる（「16日」は「6日」ではなく、「7月9日」は「9日」ではない）。
-    数値の前後の語（「2015年春夏」の「春夏」）は、答えのどこかに同じ字があればよい。
-    単位の無い番号（8011）と語（三井物産）は、同じ字の並びがあるかを見る。数字の途中では切らない。
+    単位のある数値は読み取って比べる（「16日」は「6日」ではない）。その前後の語（「2015年春夏」の「春夏」）は、
+    どこかにあればよい。単位の無い番号（8011）と語（三井物産）は、同じ字の並びがあるかを見る。数字の途中では切らない。
     """
     wanted = [one for one in quantities(expected) if one.unit]
     if not wanted:

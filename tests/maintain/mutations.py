@@ -24,8 +24,8 @@ MUTATIONS = [
     (
         "分割: 試験の文型を学習に混ぜる",
         "lib/data/facts.py",
-        "near=_examples(taught, NEAR_FORMS, lang)",
-        "near=_examples(taught, TRAIN_FORMS[:2], lang)",
+        "near=_examples(taught, NEAR_FORMS)",
+        "near=_examples(taught, TRAIN_FORMS[:2])",
         "test_data.py -k split_keeps",
     ),
     (
@@ -45,8 +45,8 @@ MUTATIONS = [
     (
         "漏れ: 見つけても黙る",
         "lib/data/facts.py",
-        "if best[0] >= threshold:",
-        "if best[0] > 1:",
+        "if near >= threshold:",
+        "if near > 1:",
         "test_data.py -k planted_leak",
     ),
     (
