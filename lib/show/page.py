@@ -15,7 +15,6 @@ from nbconvert import HTMLExporter
 from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_text
-from lib.profiles import MODELS
 from lib.run import APPENDICES, BUILT_IN, Run, reopen
 from lib.score.exam import PARTS, gain, load_rows, share
 from lib.show.plots import curve, picture
@@ -34,21 +33,14 @@ def load_results(run: Run) -> dict[str, Rows]:
 
 def write_report(run: Run) -> Path:
     """report.md・report.html・model_card.md を `07_evaluation/` に書く。同じ成果物からは、同じ字になる。"""
-
-    def kept(name: str) -> Any:
-        return read_json(run.folder / name) if (run.folder / name).exists() else {}
-
     results, folder = load_results(run), run.folder / "07_evaluation"
-    values = {"run": run, "kept": kept, "results": results, "base": BASE, "parts": PARTS, "forms": FORM_LABELS}
-    values |= {"facts": read_jsonl(DATA / "support" / "facts.jsonl"), "model": MODELS[run.profile.model]}
-    values["shares"] = {name: {part: share(rows, part) for part in PARTS} for name, rows in results.items()}
-    values["made_up"] = {name: share(rows, "unanswerable", "made_up") for name, rows in results.items()}
-    tuned = [name for name in results if name != BASE]
-    values["gaps"] = {name: {part: gain(results[BASE], results[name], part) for part in PARTS} for name in tuned}
+    values = {"run": run, "results": results, "base": BASE, "parts": PARTS, "forms": FORM_LABELS, "share": share}
+    values |= {"read": read_json, "facts": read_jsonl(DATA / "support" / "facts.jsonl")}
+    values["gaps"] = {n: {p: gain(results[BASE], results[n], p) for p in PARTS} for n in results if n != BASE}
     for name in ("model_card.md", "report.md"):
         write_text(folder / name, picture(name, **values).data)
-    if history := kept("04_lora_sft/training_results.json").get("history"):
-        figure = curve(history, ["loss", "eval_loss"], "学習損失と検証損失")
+    if (training := run.folder / "04_lora_sft" / "training_results.json").exists():
+        figure = curve(read_json(training)["history"], ["loss", "eval_loss"], "学習損失と検証損失")
         values["image"] = print_figure(figure, base64=True, metadata={"Software": None})
     values["body"] = mistune.create_markdown(plugins=["table"])(picture("report.md", **values).data)
     return write_text(folder / "report.html", picture("report.html", **values).data)
@@ -83,7 +75,6 @@ def stage_summary(run: Run, stage: str) -> str:
 def notebook_html(source: Path, target: Path) -> Path:
     """実行済みのノートブックを、外の資源に頼らない HTML にする。設定と準備のコードは畳む。"""
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(DATA / "templates")])
-    exporter.mathjax_url = exporter.require_js_url = exporter.mermaid_js_url = ""
     return write_text(target, exporter.from_filename(str(source))[0])
 
 

@@ -20,7 +20,7 @@ from lib.export.gguf import open_gguf
 from lib.export.serve import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
-from lib.run import Run, open_run
+from lib.run import open_run
 from lib.score.exam import save_rows, wilson
 from lib.show.page import write_report
 from lib.show.plots import answers_table, picture
@@ -230,8 +230,8 @@ def test_html_in_an_answer_is_shown_as_text(answer):
 @given(MARKUP, MARKUP)
 def test_a_report_shows_an_answer_as_text_in_its_own_cell(tmp_path, monkeypatch, answer, question):
     monkeypatch.setattr("lib.show.page.gain", lambda *_: wilson(1, 2))
-    run = Run(tmp_path, get_profile("smoke"), 0)
-    rows = exam_sheet("base", {"near": 1, "far": 1})
+    run = open_run("smoke", "x", outputs=tmp_path)
+    rows = exam_sheet("base", {"near": 1})[:3]
     rows[0] |= {"question": question, "answer": answer, "correct": False}
     rows[1] |= {"answer": "次の答え", "correct": False}
     save_rows(run.stage("07_evaluation"), "comparison_evaluation", rows + [{**row, "model": "SFT"} for row in rows])
@@ -240,4 +240,4 @@ def test_a_report_shows_an_answer_as_text_in_its_own_cell(tmp_path, monkeypatch,
     assert not found.outside and not found.tags & {"script", "img", "b"}, page
     section = page.partition("悪かった答え</h2>")[2].partition("<h2>")[0]
     shown = re.findall(r"<tr>.*?</tr>", section.partition("<tbody>")[2], re.DOTALL)
-    assert len(shown) == 5 and "×" in shown[3] and "次の答え" in shown[4] and "<h2>見つかった失敗</h2>" in page, page
+    assert len(shown) == 3 and "×" in shown[1] and "次の答え" in shown[2] and "<h2>見つかった失敗</h2>" in page, page

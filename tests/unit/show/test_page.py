@@ -28,6 +28,7 @@ def run(tmp_path):
     save_rows(run.stage("07_evaluation"), "comparison_evaluation", [r for rows in RESULTS.values() for r in rows])
     history = [{"step": 1, "loss": 2.5}, {"step": 2, "loss": 0.5}, {"step": 2, "eval_loss": 0.75}]
     write_json(run.stage("04_lora_sft") / "training_results.json", {"seconds": 12.3, "history": history})
+    write_json(run.folder / "04_lora_sft/adapter/manifest.json", {"model": "some/Base", "versions": {"torch": "9.8.7"}})
     return run
 
 
@@ -47,6 +48,7 @@ def test_the_report_says_what_the_intervals_say(run):
     assert f"{PARTS['far']}: 差は示せない" in text
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
     assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 80% 未満" not in text
+    assert "版: torch 9.8.7" in text
     assert "| 依頼（取り置き） | 24 | 0 | 24 |" in text and "| 別の言葉 3（取り置き） | 24 | 0 | 2 |" in text
     page = told(run, "report.html")
     assert "<table>" in page and "data:image/png" in page and "https://" not in page
@@ -61,7 +63,7 @@ def test_a_model_that_could_not_be_read_is_missing_and_not_zero(run):
 
 def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
     card = ModelCard(told(run, "model_card.md"))
-    assert card.data.language == "ja" and card.data.base_model == "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert card.data.language == "ja" and card.data.base_model == "some/Base"
     assert "| 100.0% [86.2, 100.0] |" in card.text
     assert "a|b" not in told(run) and "a｜b c" in told(run)
 
@@ -111,7 +113,7 @@ def test_parameters_and_set_up_are_folded_and_nothing_else(tmp_path):
 
 
 def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama):
-    made = from_notebook("06_merge_to_gguf", "UNSAFE", "put", "planned")
+    made = from_notebook("06_merge_to_gguf", "UNSAFE", "put", "planned", WorkshopError=WorkshopError)
     target = tmp_path / "publish"
     target.mkdir()
     for path in tiny_llama.iterdir():
