@@ -1,10 +1,10 @@
 """図と HTML の部品。日本語の字を出し、headless でも同じ絵になる静止画だけを描く。"""
 
-import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
+import matplotlib_fontja  # noqa: F401  （import すると日本語のフォントが登録される）
 import pandas as pd
 from IPython.display import HTML
 from jinja2 import Environment, FileSystemLoader, select_autoescape
@@ -12,15 +12,10 @@ from matplotlib.figure import Figure
 
 from lib.files import REPOSITORY
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # 古い API への警告は matplotlib-fontja のもので、教材のものではない
-    import matplotlib_fontja  # noqa: F401  （import すると日本語のフォントが登録される）
-
 # 色覚の違いに強い配色（Okabe & Ito 2008）。
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
 plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=(BLUE, ORANGE, GREEN, RED, GREY, "#56B4E9", "#CC79A7"))
-plt.rcParams["errorbar.capsize"] = 4
 _FOLDER = FileSystemLoader(REPOSITORY / "data" / "templates")
 _TEMPLATES = Environment(loader=_FOLDER, autoescape=select_autoescape(), trim_blocks=True)
 
@@ -39,7 +34,7 @@ def bars(values: Mapping[str, Any], title: str, unit: str = "", digits: str = ",
     """横棒の図。値は、見出し → 値、または 見出し → {凡例: 値}。区間（xerr）を描かなければ、値を棒の端に書く。"""
     frame = pd.DataFrame({name: v if isinstance(v, Mapping) else {"": v} for name, v in values.items()}).T
     figure, axes = plt.subplots(figsize=(8, (0.4 + 0.15 * frame.shape[1]) * len(frame) + 1.1))
-    frame.plot.barh(ax=axes, color=[BLUE, ORANGE], width=0.8, legend=False, title=title, **style)
+    frame.plot.barh(ax=axes, title=title, width=0.8, capsize=4, ecolor=GREY, legend=False, **style)
     for drawn in () if "xerr" in style else axes.containers:
         axes.bar_label(drawn, fmt=f"{{:{digits}}}{unit}", padding=4)  # type: ignore[arg-type]
     axes.invert_yaxis()
@@ -60,7 +55,7 @@ def rates(values: Mapping[str, Any], title: str) -> Figure:
     """割合と 95% 区間の横棒。値は、0–1 の value・low・high を持つ区間（`lib.score.exam.Interval`）。"""
     frame = 100 * pd.DataFrame({name: vars(found) for name, found in values.items()}).T
     around = [(frame["value"] - frame["low"]).clip(0), (frame["high"] - frame["value"]).clip(0)]  # 丸めの負を 0 に
-    return bars(dict(frame["value"]), title, xerr=[around], ecolor=GREY, xlim=(0, 108), xlabel="%（線は 95% 区間）")
+    return bars(dict(frame["value"]), title, xerr=[around], xlim=(0, 108), xlabel="%（線は 95% 区間）")
 
 
 def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: str, xlabel: str = "ステップ") -> Figure:
