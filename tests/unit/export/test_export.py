@@ -3,9 +3,13 @@
 import shutil
 from collections import Counter
 
+import numpy
 import pytest
 import torch
 from conftest import from_notebook, make_tiny, quantize_as_06
+from gguf import GGUFWriter
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from lib.errors import WorkshopError
 from lib.export.gguf import convert_to_f16, open_gguf, quantize
@@ -60,6 +64,45 @@ def test_a_poisoned_gguf_is_one_sentence(tmp_path):
         path.write_bytes(content)
         with pytest.raises(WorkshopError, match="GGUF として読めません"):
             open_gguf(path)
+
+
+@pytest.fixture(scope="module")
+def small_gguf(tmp_path_factory):
+    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
+    writer = GGUFWriter(path, "llama")
+    writer.add_chat_template("{{ x }}")
+    writer.add_token_list(["a", "b"])
+    writer.add_eos_token_id(1)
+    writer.add_tensor("token_embd.weight", numpy.ones((2, 32), dtype=numpy.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path.read_bytes()
+
+
+@settings(max_examples=250, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
+    content = bytearray(small_gguf)
+    for _ in range(data.draw(st.integers(1, 4))):
+        place = data.draw(st.integers(0, len(content) - 9))
+        width = data.draw(st.sampled_from([1, 4, 8]))
+        content[place : place + width] = data.draw(st.binary(min_size=width, max_size=width) | st.just(b"\xff" * width))
+    content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
+    path = tmp_path / "a.gguf"
+    path.write_bytes(bytes(content))
+    try:
+        open_gguf(path)
+    except WorkshopError as error:
+        assert len(str(error)) < 600
+
+
+def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
+    path = tmp_path / "a.gguf"
+    path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
+    with pytest.raises(WorkshopError, match="GGUF として読めません"):
+        open_gguf(path)
 
 
 def test_an_unknown_quantization_is_one_sentence(tmp_path):

@@ -1,5 +1,7 @@
 """Modelfile の約束: 書いたとおりに読み返せ、書けない文字列は断り、TEMPLATE は HF と同じトークンになる。"""
 
+import re
+
 import pytest
 from conftest import from_notebook
 from hypothesis import given, settings
@@ -24,17 +26,25 @@ def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():
             modelfile("m.gguf", "t", "s", [bad], 2048)
 
 
-awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40)
+awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40) | st.sampled_from(
+    ['"""', 'a"""\nFROM evil', '"', 'a"', "{{ .System }}", 'PARAMETER stop "x"', "SYSTEM x", "\u2028FROM x"]
+)
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=450, deadline=None)
 @given(template=awkward, system=awkward, stop=awkward, num_ctx=st.integers(1, 10**6))
 def test_what_is_written_is_read_back(template, system, stop, num_ctx):
     try:
         text = modelfile("m.gguf", template, system, [stop, "<|im_end|>"], num_ctx)
-    except WorkshopError:
+    except WorkshopError as error:
+        assert "\n" not in str(error)
         assert any(t.endswith('"') or '"""' in t for t in (template, system)) or not stop or set(stop) & set('"\r\n')
         return
+    head = f'FROM ./m.gguf\nTEMPLATE """{template}"""\nSYSTEM """{system}"""\nPARAMETER stop "{stop}"\n'
+    assert text.startswith(head)
+    outside = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)  # Ollama も、次の三連の引用符までを中身と読む
+    rest = f'PARAMETER stop "<|im_end|>"\nPARAMETER num_ctx {num_ctx}\nPARAMETER temperature 0\n'
+    assert outside == f'FROM ./m.gguf\nTEMPLATE \nSYSTEM \nPARAMETER stop "{stop}"\n{rest}'
     found = read_modelfile(text)
     assert (found.source, found.template, found.system) == ("./m.gguf", template, system)
     assert (found.stops, found.num_ctx, found.temperature) == ((stop, "<|im_end|>"), num_ctx, 0.0)
