@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
-import numpy as np
 import psutil
 
 from lib.errors import WorkshopError, command_line
@@ -60,19 +59,10 @@ class Chat(NamedTuple):
         reply = self.post("/v1/chat/completions", body)
         return reply["choices"][0]["message"]["content"].strip(), reply["timings"]["predicted_per_second"]
 
-    def hidden(self, ids: list[int]) -> np.ndarray:
-        """各位置の、最後の層の出力（位置, 幅）。`serve(..., hidden=True)` のときだけ使える。"""
-        reply = self.post("/embedding", {"content": ids, "embd_normalize": -1})
-        return np.array(reply[0]["embedding"], dtype=np.float32)
-
 
 @contextmanager
-def serve(gguf: Path, num_ctx: int = 2048, hidden: bool = False) -> Iterator[Chat]:
-    """GGUF を読み込んで llama.cpp を動かし（文脈は `num_ctx` トークン）、抜けるときに必ず止める。
-
-    Raises:
-        WorkshopError: ファイルが壊れている、または起動しないとき。
-    """
+def serve(gguf: Path, num_ctx: int = 2048) -> Iterator[Chat]:
+    """GGUF を llama.cpp で動かし（文脈は num_ctx トークン）、抜けるときに必ず止める。動かなければ `WorkshopError`。"""
     import xllamacpp
 
     open_gguf(gguf)  # 壊れたファイルを渡すと、llama.cpp 側でプロセスごと落ちることがある
@@ -86,9 +76,6 @@ def serve(gguf: Path, num_ctx: int = 2048, hidden: bool = False) -> Iterator[Cha
     params.hostnames, params.port = ["127.0.0.1"], 0
     # 既定では、ブラウザで開いたどのページからも返事を読めてしまう（CORS）。このサーバ自身の番地だけに絞る。
     params.cors_origins, params.cors_origins_explicit, params.cors_credentials = "http://127.0.0.1", True, False
-    if hidden:
-        params.embedding = True
-        params.pooling_type = xllamacpp.llama_pooling_type.LLAMA_POOLING_TYPE_NONE
     try:
         server = xllamacpp.Server(params)
     except RuntimeError as error:
@@ -145,11 +132,8 @@ def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_c
     """Ollama の Modelfile を書く。省くと似た組込みのものに置き換えられることがあるので、すべて明示する。
 
     Args:
-        gguf, template: `FROM` に書く相対パスと、Go の text/template。
+        gguf, template: `FROM` に書く相対パスと、Go の text/template。引用符で書けない文字列は `WorkshopError`。
         system, stops, num_ctx: システム文、生成を止める文字列、文脈の長さ（トークン）。
-
-    Raises:
-        WorkshopError: Modelfile の引用符では書けない文字列のとき。
     """
     for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
         if '"""' in text or text.endswith('"'):
@@ -178,4 +162,6 @@ def read_modelfile(text: str) -> Settings:
 
 if __name__ == "__main__":
     with command_line():
+        if len(sys.argv) != 2:
+            raise WorkshopError("GGUF を 1 つ指定してください", "例: python -m lib.export.serve model-q8_0.gguf")
         print(json.dumps(_measure_here(Path(sys.argv[1]))))

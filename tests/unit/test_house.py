@@ -33,7 +33,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (740, {"files", "profiles", "text", "data", "model", "run"}),
-    "export": (493, {"files", "model"}),
+    "export": (316, {"files", "model"}),
     "show": (315, {"files", "profiles", "run", "score", "data"}),
     "execute": (263, {"files", "run", "model", "show"}),
     "talk": (
