@@ -22,6 +22,8 @@ BASE = "学習前"
 
 def load_results(run: Run) -> dict[str, Rows]:
     """07 が採点した表を、モデルごとに分けて返す（学習前が先頭）。まだ無ければ WorkshopError。"""
+    if not (run.folder / "07_evaluation" / "comparison_evaluation.json").exists():
+        raise WorkshopError("採点の表がまだありません", "先に 07 のノートブックを実行してください", run.folder)
     by_model: dict[str, Rows] = {}
     for row in load_rows(run.folder / "07_evaluation", "comparison_evaluation"):
         by_model.setdefault(BASE if row["model"] == "base" else row["model"], []).append(row)
@@ -98,10 +100,9 @@ def main() -> None:
     parser.add_argument("--not-worse", nargs="*", default=[], help="下がったと示されないこと")
     options = parser.parse_args()
     with command_line():
-        run = reopen(options.run)
         if options.what == "report":
-            print(write_report(run).relative_to(REPOSITORY))
-        elif not gate(load_results(run), options.model, options.better, options.not_worse):
+            print(write_report(reopen(options.run)).relative_to(REPOSITORY))
+        elif not gate(load_results(reopen(options.run)), options.model, options.better, options.not_worse):
             raise WorkshopError(f"{options.model} は、配備の条件を満たしません", "上の × の部分を直してください")
 
 

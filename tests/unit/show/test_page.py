@@ -87,7 +87,7 @@ def test_a_missing_run_is_one_sentence(what):
 
 def test_a_report_before_the_exam_is_one_sentence(tmp_path):
     open_run("smoke", "early", outputs=tmp_path)
-    with pytest.raises(WorkshopError, match="ファイルがありません（.*07_evaluation"):
+    with pytest.raises(WorkshopError, match="先に 07"):
         load_results(reopen("early", tmp_path))
 
 
