@@ -34,7 +34,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (740, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (316, {"files", "model"}),
-    "show": (315, {"files", "profiles", "run", "score", "data"}),
+    "show": (316, {"files", "profiles", "run", "score", "data"}),
     "execute": (263, {"files", "run", "model", "show"}),
     "talk": (
         1500,
