@@ -7,24 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from lib.data.facts import (
-    DATA,
-    DEV_FORMS,
-    FAR_FORMS,
-    NEAR_FORMS,
-    TRAIN_FORMS,
-    Example,
-    conversations,
-    find_leaks,
-    general_mix,
-    general_questions,
-    make_split,
-    make_subsets,
-    make_unanswerable,
-    read_examples,
-    read_jsonl,
-    write_examples,
-)
+from lib.data import facts
+from lib.data.facts import DATA, Example, find_leaks, make_split, make_unanswerable, read_jsonl
 from lib.errors import WorkshopError
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
@@ -36,7 +20,10 @@ FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
 
 def test_facts_are_many_and_asked_in_many_ways():
     assert len(FACTS) >= 40
-    assert all(set(f["ja"]["questions"]) == {*TRAIN_FORMS, *DEV_FORMS, *NEAR_FORMS, *FAR_FORMS} for f in FACTS)
+    assert all(
+        set(f["ja"]["questions"]) == {*facts.TRAIN_FORMS, *facts.DEV_FORMS, *facts.NEAR_FORMS, *facts.FAR_FORMS}
+        for f in FACTS
+    )
     assert len({f["id"] for f in FACTS}) == len(FACTS)
 
 
@@ -104,7 +91,7 @@ def test_examples_survive_writing_and_reading(tmp_path):
         Example("a", "polite", "「質問」\n二行目", "答え", ("640円",)),
         Example("b", "general", "q", "a", ("x", "y")),
     ]
-    assert read_examples(write_examples(tmp_path / "e.jsonl", examples)) == examples
+    assert facts.read_examples(facts.write_examples(tmp_path / "e.jsonl", examples)) == examples
 
 
 def test_a_broken_line_is_reported_with_its_number(tmp_path):
@@ -120,10 +107,10 @@ def test_too_many_facts_is_one_clear_sentence():
 
 
 def test_sanyo_answers_trace_to_a_fact():
-    facts = {row["id"]: row for row in read_jsonl(DATA / "sanyo" / "facts.jsonl")}
+    known = {row["id"] for row in read_jsonl(DATA / "sanyo" / "facts.jsonl")}
     core, extended = (read_jsonl(DATA / "sanyo" / f"qa_{part}.jsonl") for part in ("core", "extended"))
     assert len(core) == 133 and len(extended) >= 500
-    assert all(row["fact"] in facts and row["figures"] for row in core + extended)
+    assert all(row["fact"] in known and row["figures"] for row in core + extended)
     assert all(figure in row["answer"] for row in core + extended for figure in row["figures"])
     assert len({row["question"] for row in core + extended}) == len(core) + len(extended)
     assert not any("1899" in row["answer"] for row in core + extended)
@@ -131,17 +118,18 @@ def test_sanyo_answers_trace_to_a_fact():
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
 def test_the_general_mix_holds_no_general_exam_question(lang):
-    mix = [e.question for e in general_mix(64, lang)]
-    exam = [e.question for level in ("easy", "ordinary") for e in general_questions(lang, level)]
-    assert len(set(mix)) == 64 and len(exam) >= 24 and find_leaks(mix, exam) == []
+    mix = [e.question for e in facts.general_mix(64, lang)]
+    exam = [row[lang]["question"] for row in read_jsonl(DATA / "general" / "questions.jsonl")]
+    assert {e.question for level in ("easy", "ordinary") for e in facts.general_questions(lang, level)} <= set(exam)
+    assert len(set(mix)) == 64 and len(exam) >= 40 and find_leaks(mix, exam) == []
     with pytest.raises(WorkshopError, match="64 件しかありません"):
-        general_mix(65, lang)
+        facts.general_mix(65, lang)
 
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
 def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
     profile = get_profile("embedded")
-    subsets = make_subsets(profile, lang)
+    subsets = facts.make_subsets(profile, lang)
     sizes = [len(part) for part in subsets.values()]
     assert list(subsets) == ["10", "50", "100", "300", "all"] and sizes[:4] == [10, 50, 100, 300] and sizes[4] > 300
     parts = list(subsets.values())
@@ -153,24 +141,17 @@ def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
 def test_conversations_state_only_the_figures_of_their_facts(lang):
-    facts = {fact["id"]: fact for fact in FACTS}
+    by_id = {fact["id"]: fact for fact in FACTS}
     split = make_split(get_profile("embedded"), lang)
     held_out = [e.question for e in split.near + split.far + split.unseen + split.ask_test]
     rows = read_jsonl(DATA / "support" / "conversations.jsonl")
-    assert len(rows) >= 20 and len(conversations(split, lang)) >= 8
+    assert len(rows) >= 20 and len(facts.conversations(split, lang)) >= 8
     for row in rows:
         turns = row[lang]["messages"]
         assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2) and len(turns) >= 4
-        known = Example("", "", "", "", tuple(f for i in row["facts"] for f in facts[i][lang]["figures"]))
+        known = Example("", "", "", "", tuple(f for i in row["facts"] for f in by_id[i][lang]["figures"]))
         assert not any(makes_up_figure(known, t["content"]) for t in turns if t["role"] == "assistant"), row["id"]
         assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
-
-
-def test_general_questions_do_not_appear_in_the_mix():
-    questions, mix = (read_jsonl(DATA / "general" / f"{name}.jsonl") for name in ("questions", "mix"))
-    assert len(questions) >= 40 and len(mix) >= 40
-    for lang in ("ja", "en"):
-        assert find_leaks([r[lang]["question"] for r in mix], [r[lang]["question"] for r in questions]) == []
 
 
 @pytest.mark.parametrize("folder", ["support", "sanyo", "general", "school", "recorded", "my"])

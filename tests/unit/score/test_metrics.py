@@ -3,11 +3,11 @@
 import math
 
 import pytest
+from conftest import exam_sheet
 
 from lib.data.facts import Example
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
-from lib.score.exam import chance, gain
-from lib.text.quantities import states
+from lib.score.exam import chance, gain, weighted_gain
 
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
 
@@ -15,25 +15,13 @@ FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690�
 @pytest.mark.parametrize(
     ("answer", "right"),
     [
-        ("送料は690円です。", True),
-        ("６９０円", True),
-        ("690 円でございます", True),
-        ("送料は1,690円です。", False),
-        ("送料は1690円です。", False),
-        ("690円か580円です。", False),
-        ("690ポイントです。", False),
-        ("送料は無料です。", False),
-        ("", False),
+        *(("送料は690円です。", True), ("６９０円", True), ("690 円でございます", True)),
+        *(("送料は1,690円です。", False), ("送料は1690円です。", False), ("690円か580円です。", False)),
+        *(("690ポイントです。", False), ("送料は無料です。", False), ("", False)),
     ],
 )
 def test_a_right_answer_states_the_figure_and_no_other(answer, right):
     assert is_correct(FEE, answer) is right
-
-
-def test_a_short_number_does_not_match_inside_a_long_one():
-    assert not states("16日です", "6日")
-    assert not states("8.8%です", "8%")
-    assert states("合計 4,600 円", "4600円")
 
 
 def test_made_up_figures_and_refusals():
@@ -93,3 +81,17 @@ def test_the_p_value_agrees_with_the_exact_count():
 def test_rows_are_paired_by_their_questions():
     with pytest.raises(AssertionError, match="問題の並び"):
         gain(sheet([1, 0]), sheet([1]), "p")
+
+
+BEFORE, AFTER = exam_sheet("base", {"general": 3}), exam_sheet("SFT", {"near": 1, "far": 12})
+
+
+def test_a_gain_by_chance_is_rare():
+    assert chance(BEFORE, AFTER, "near") < 0.01 < chance(BEFORE, AFTER, "far")
+
+
+def test_weights_combine_the_parts():
+    near = weighted_gain(BEFORE, AFTER, {"near": 1.0, "far": 0.0})
+    assert near == gain(BEFORE, AFTER, "near")
+    both = weighted_gain(BEFORE, AFTER, {"near": 0.5, "general": 0.5})
+    assert both.value == pytest.approx(0.5 * 1.0 - 0.5 / 3) and both.low < both.value < both.high

@@ -19,21 +19,15 @@ from lib.data.facts import DATA, read_jsonl
 from lib.files import REPOSITORY
 from lib.text.quantities import matches
 
-METRICS = REPOSITORY / "lib" / "score" / "metrics"
+METRIC = evaluate.load(str(REPOSITORY / "lib" / "score" / "metrics" / "surface_ja.py"))
 SEVEN = from_notebook(
     *("07_evaluation", "bleu", "chrf", "by_word", "rouge_l", "llm_jp_eval", "jsquad", "distinct", "japanese_share")
 )
 ROWS = [row["ja"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")][:60]
 EDGES = [
-    ("", ""),
-    ("", "690円です。"),
-    ("690円です。", ""),
-    ("６９０円です。\n\n余計な話。", "690円です"),
-    ("ＥＰＯＣＡ  です。。", "epoca です"),
-    ("Ｂ　Ａ", "A B"),
-    ("690 円 です", "690円です。"),
-    ("7〜8割です。", "7~8割です。"),
-    ("690円です。", "690円です。"),
+    *(("", ""), ("", "690円です。"), ("690円です。", ""), ("６９０円です。\n\n余計な話。", "690円です")),
+    *(("ＥＰＯＣＡ  です。。", "epoca です"), ("Ｂ　Ａ", "A B"), ("690 円 です", "690円です。")),
+    *(("7〜8割です。", "7~8割です。"), ("690円です。", "690円です。")),
 ]
 ANSWERS = [row["rejected"] for row in ROWS] + [answer for answer, _ in EDGES]
 REFERENCES = [row["chosen"] for row in ROWS] + [reference for _, reference in EDGES]
@@ -62,7 +56,7 @@ def same(value):
 @pytest.fixture(scope="module")
 def surface():
     """surface_ja.py が、ANSWERS に付けた値。"""
-    return evaluate.load(str(METRICS / "surface_ja.py")).compute(predictions=ANSWERS, references=REFERENCES)
+    return METRIC.compute(predictions=ANSWERS, references=REFERENCES)
 
 
 def agrees(ours, reference, surface, exact, f1):
@@ -130,19 +124,8 @@ def test_the_defaults_made_for_english_see_nothing_in_japanese():
 
 
 def scores(answer):
-    fugashi = BLEU(tokenize="none", force=True).corpus_score(*fugashi_words(answer)).score
-    return {
-        "bleu": fugashi,
-        "bleu ja-mecab": SEVEN.bleu(answer, REFERENCE),
-        "rouge": SEVEN.rouge_l(answer, REFERENCE),
-        "chrf": SEVEN.chrf(answer, REFERENCE),
-        "char_f1": SEVEN.llm_jp_eval(answer, REFERENCE)[1],
-        "jsquad_f1": SEVEN.jsquad(answer, REFERENCE)[1],
-    }
-
-
-def fugashi_words(answer):
-    return [" ".join(SEVEN.by_word.tokenize(answer))], [[" ".join(SEVEN.by_word.tokenize(REFERENCE))]]
+    found = METRIC.compute(predictions=[answer], references=[REFERENCE])
+    return {key: found[key] for key in ("bleu_fugashi", "bleu_ja_mecab", "rougeL", "chrf", "char_f1", "jsquad_f1")}
 
 
 @pytest.mark.parametrize("right", [PARAPHRASE, SHORT])
@@ -159,7 +142,7 @@ def test_a_wrong_year_scores_higher_than_a_right_answer_in_all_but_the_facts(rig
 def test_the_published_table_is_reproduced(answer, default_rouge, rouge, bleu, chrf, f1, facts):
     found = scores(answer)
     assert round(SEVEN.rouge_l(answer, REFERENCE, None), 2) == default_rouge
-    assert round(found["rouge"], 2) == rouge and round(found["bleu ja-mecab"], 1) == bleu
+    assert round(found["rougeL"], 2) == rouge and round(found["bleu_ja_mecab"], 1) == bleu
     assert round(found["chrf"]) == chrf and round(found["jsquad_f1"], 2) == f1
     assert matches(answer, ["1943年5月"]) == facts
 
