@@ -10,15 +10,15 @@ import csv
 import io
 import json
 import re
-import statistics
 import tomllib
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from statistics import median_low
+from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
@@ -41,7 +41,12 @@ _CANONICAL = {alias: name for name, aliases in _WORDS["aliases"].items() for ali
 _PLAIN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20} | dict.fromkeys(map(ord, "‐‑‒–—―−ー"), 0x2D)
 _DEV_EXAMPLES = 16  # 途中で何度も測るので、多いと学習より長く掛かる
 Said = list[tuple[str, str]]
-Found = tuple[Any, ...]
+Problem = namedtuple("Problem", "file line level code message remedy")
+"""問題一つ。`line` は 1 から数えた行（ファイル全体なら 0）、`level` は `MARKS` の鍵、`code` は表の鍵。"""
+Row = namedtuple("Row", "line data form said worse texts")
+"""一件の意味。`said` は学ぶ会話の (役, 文)、`worse` は悪い答えで終わる会話、`texts` は幅を直す前の (場所, 文)。"""
+OwnRow = namedtuple("OwnRow", "fact question answer system figures history line")
+"""実行が読む 1 行。同じ `fact` の行は同じ事実、`figures` は正解に必ず入る語、`history` は前の往復。"""
 
 
 class Turn(BaseModel):
@@ -51,54 +56,24 @@ class Turn(BaseModel):
     content: str = Field(default=None, validate_default=True, strict=True, pattern=r"[^\s\x1c-\x1f]")
 
 
-def _said(role: str, several: bool = False, optional: bool = False) -> Any:
-    """文字列なら、その役の発言一つにする型。`several` なら発言の並びでもよく、`optional` なら空でもよい。"""
+def _column(kind: str) -> Any:
+    """`words.toml` の forms に書いた列の型。文字列なら、その役の発言一つにする。"""
+    role, several, optional = kind.rstrip("*?"), kind.endswith("*"), kind.endswith("?")
 
     def wrap(value: Any) -> Any:
         if optional and value in (None, ""):
             return []
         return value if several and isinstance(value, list) and value else [{"role": role, "content": value}]
 
-    return Annotated[list[Turn], BeforeValidator(wrap)], [] if optional else ...
+    turns = Annotated[list[Turn], BeforeValidator(wrap) if role else Field(min_length=1)]
+    return turns, [] if optional else ...
 
 
-_ASK, _ANSWER = _said("user", several=True), _said("assistant", several=True)
-FORMS: dict[str, type[BaseModel]] = {
-    "messages": create_model("M", messages=(Annotated[list[Turn], Field(min_length=1)], ...)),
-    "preference": create_model("P", prompt=_ASK, chosen=_ANSWER, rejected=_ANSWER),
-    "prompt_completion": create_model("C", prompt=_ASK, completion=_ANSWER),
-    "instruction": create_model(
-        "I",
-        system=_said("system", optional=True),
-        instruction=_said("user"),
-        input=_said("user", optional=True),
-        output=_said("assistant"),
-    ),
-    "qa": create_model("Q", question=_said("user"), answer=_said("assistant")),
+FORMS = {
+    form: create_model(form, **{column: _column(kind) for column, kind in columns.items()})
+    for form, columns in _WORDS["forms"].items()
 }
 """形の名前 → 列の型。上から順に見分ける。"""
-
-
-class Problem(NamedTuple):
-    """問題一つ。`line` は 1 から数えた行（ファイル全体なら 0）、`level` は `MARKS` の鍵、`code` は表の鍵。"""
-
-    file: str
-    line: int
-    level: str
-    code: str
-    message: str
-    remedy: str
-
-
-class Row(NamedTuple):
-    """一件の意味。`said` は学ぶ会話の (役, 文)、`worse` は悪い答えで終わる会話、`texts` は幅を直す前の (場所, 文)。"""
-
-    line: int
-    data: dict[str, Any]
-    form: str
-    said: Said
-    worse: Said
-    texts: Said
 
 
 class Report:
@@ -109,13 +84,14 @@ class Report:
     """
 
     def __init__(self, source: str | Path) -> None:
-        self.path, self.tokens = find_data(source), dict[str, int]()
+        self.path, self.tokens = find_data(source), list[int]()
         self.file, self.rows, self.problems = str(self.path or source), list[Row](), list[Problem]()
         for line, found in _read(self.path, self.file):
+            faults = [found]
             if isinstance(found, dict):
                 row, faults = _understand(line, found)
                 self.rows.append(row)
-            for fault in faults if isinstance(found, dict) else [found]:
+            for fault in faults:
                 self.add(line, *fault)
         if not self.rows and not self.count("error"):
             raise WorkshopError("データの行が一つもありません", "中身を確かめてください", self.file)
@@ -135,9 +111,10 @@ class Report:
         forms = "、".join(f"{form} {count}" for form, count in Counter(row.form for row in self.rows).most_common())
         counts = "・".join(f"{mark[2:]} {self.count(level)}" for level, mark in MARKS.items())
         lines, seen = [f"{self.file}: {len(self.rows)} 件（{forms}）  {counts}"], Counter[str]()
-        if t := self.tokens:
-            over = f"{t['limit']} 超 {t['over']} 件"
-            lines.append(f"トークン数: 最小 {t['min']}・中央 {t['median']}・最大 {t['max']}（{over}）")
+        if self.tokens:
+            lines.append(
+                f"トークン数: 最小 {min(self.tokens)}・中央 {median_low(self.tokens)}・最大 {max(self.tokens)}"
+            )
         for p in self.problems:
             seen[p.code] += 1
             if seen[p.code] <= limit:
@@ -147,14 +124,15 @@ class Report:
 
 
 def _read(path: Path | None, name: str) -> Iterator[tuple[int, Any]]:
-    """(始まりの行, 列名 → 値) か (行, 見つけたこと) の列。Parquet とハブでは、行は何件目か。"""
+    """(始まりの行, 列名 → 値) か (行, (表の鍵, 文に入る値 ...)) の列。Parquet とハブでは、行は何件目か。"""
     suffix = Path(name).suffix.lower()
     if path and suffix != ".parquet":
         text, bad, codec = _decode(path)
-        yield from ((line, ("encoding",)) for line in sorted(bad))
+        yield from ((line, ("encoding",)) for line in bad)
         if codec != "UTF-8" and (codec != "BOM つきの UTF-8" or "json" in suffix):
             yield 0, ("not-utf8", codec)
-        yield from {".jsonl": _jsonl, ".json": _json, ".tsv": partial(_csv, tab=True)}.get(suffix, _csv)(text, bad)
+        found = (_json if "json" in suffix else _csv)(text, suffix)
+        yield from ((line, item) for line, item in found if line not in bad or not isinstance(item, dict))
         return
     if not path and (suffix in DATA_SUFFIXES or not re.fullmatch(r"(?a)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)):
         raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", name)
@@ -162,16 +140,16 @@ def _read(path: Path | None, name: str) -> Iterator[tuple[int, Any]]:
     import pyarrow.parquet
 
     try:
-        found = pyarrow.parquet.read_table(path).to_pylist() if path else datasets.load_dataset(name, split="train")
+        table = pyarrow.parquet.read_table(path).to_pylist() if path else datasets.load_dataset(name, split="train")
     except Exception as error:  # ハブの失敗は、通信・認証・設定ごとに型が違い、列挙しきれない
         what = "Parquet として" if path else "ファイルもフォルダも無く、Hugging Face のデータセットとしても"
         remedy = "場所と名前とネットワークを確かめるか、先に取得したファイルを指定してください"
         raise WorkshopError(f"{what}読めません: {type(error).__name__}", remedy, name) from None
-    yield from ([] if path else [(0, ("hub",))])
-    yield from enumerate(map(dict, found), 1)
+    yield from [] if path else [(0, ("hub",))]
+    yield from enumerate(map(dict, table), 1)
 
 
-def _decode(path: Path) -> tuple[str, set[int], str]:
+def _decode(path: Path) -> tuple[str, list[int], str]:
     """文字コードを決める（順に BOM、UTF-8、cp932）。(文字列, 文字にできない行, 文字コードの名前) を返す。"""
     try:
         raw = path.read_bytes()
@@ -191,11 +169,11 @@ def _decode(path: Path) -> tuple[str, set[int], str]:
     return text, bad, name
 
 
-def _decode_as(raw: bytes, codec: str) -> tuple[str, set[int]]:
+def _decode_as(raw: bytes, codec: str) -> tuple[str, list[int]]:
     with suppress(UnicodeDecodeError):
-        return raw.decode(codec), set()
+        return raw.decode(codec), []
     text = raw.decode(codec, "replace")
-    return text, {number for number, line in enumerate(text.split("\n"), 1) if "\ufffd" in line}
+    return text, [number for number, line in enumerate(text.split("\n"), 1) if "\ufffd" in line]
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -215,75 +193,71 @@ def _parse(text: str) -> Any:
         return "json", _WORDS["json"].get(type(error).__name__) or _WORDS["json"].get(what, what)
 
 
-def _jsonl(text: str, bad: set[int]) -> Iterator[tuple[int, Any]]:
-    if head := re.match(r"\s*\[[ \t]*[\r\n]", text):
-        at = text.count("\n", 0, head[0].index("[")) + 1
-        yield at, ("stopped", "一行に一件ではなく、全体が配列です", "拡張子を .json にしてください")
-        return
-    for number, line in enumerate(re.split("\r\n|\r|\n", text), 1):  # splitlines は、文の中の U+2028 でも切る
-        if line.strip() and number not in bad:
-            yield number, _parse(line.removeprefix("\ufeff"))
+def _json(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
+    """JSONL の行か、JSON の配列の要素を、始まりの行とともに一つずつ返す。"""
+    text = re.sub("\r\n?", "\n", text)
+    head = next(re.finditer(r"\s*(\[?)[ \t]*(\n?)\s*(\]?)", text))
+    if suffix == ".jsonl" and not (head[1] and head[2]):  # splitlines は、文の中の U+2028 でも切るので使わない
+        rows = ((n, row.removeprefix("\ufeff")) for n, row in enumerate(text.split("\n"), 1) if row.strip())
+        yield from ((number, _parse(row)) for number, row in rows)
+    elif suffix == ".jsonl" or not head[1]:
+        what = "一行に一件ではなく、全体が配列です" if suffix == ".jsonl" else "全体が [ ] の配列ではありません"
+        line = text.count("\n", 0, head.start(1)) + 1
+        yield line, ("stopped", what, "一行に一件なら拡張子を .jsonl に、全体が配列なら .json にしてください")
+    elif not head[3]:
+        yield from _elements(text, head.end())
 
 
-def _json(text: str, bad: set[int]) -> Iterator[tuple[int, Any]]:
-    """配列の要素を一つずつ切り出して、その始まりの行とともに返す。"""
-    space, line, seen = json.decoder.WHITESPACE, 1, 0  # type: ignore[attr-defined]
-    start = space.match(text, 0).end()
-    if bad or re.fullmatch(r"\[\s*\]\s*", text[start:]):
-        return
-    if text[start : start + 1] != "[":
-        at = text.count("\n", 0, start) + 1
-        yield at, ("stopped", "全体が [ ] の配列ではありません", "一行に一件なら拡張子を .jsonl にしてください")
-    while text[start : start + 1] in ("[", ","):
-        start = space.match(text, start + 1).end()
-        line, seen = line + text.count("\n", seen, start), start
+def _elements(text: str, at: int) -> Iterator[tuple[int, Any]]:
+    line, seen, mark = 1, 0, ","
+    while mark == ",":
+        line, seen = line + text.count("\n", seen, at), at
         try:
-            end = json.JSONDecoder().raw_decode(text, start)[1]
+            end = json.JSONDecoder().raw_decode(text, at)[1]
         except (ValueError, RecursionError) as error:
-            what = f"JSON として読めません（{_parse(text[start:])[1]}）"
+            what = f"JSON として読めません（{_parse(text[at:])[1]}）"
             yield getattr(error, "lineno", line), ("stopped", what, "直してください")
             return
-        yield line, _parse(text[start:end])
-        start = space.match(text, end).end()
-        if text[start : start + 1] != "," and text[start:].strip() != "]":
-            line += text.count("\n", seen, start)
-            yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
-            return
+        yield line, _parse(text[at:end])
+        gap = next(re.compile(r"\s*(.?)\s*").finditer(text, end))
+        mark, at = gap[1], gap.end()
+    if mark != "]" or at < len(text):
+        line += text.count("\n", seen, gap.start(1))
+        yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
 
 
-def _csv(text: str, bad: set[int], tab: bool = False) -> Iterator[tuple[int, Any]]:
+def _csv(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
     header, first = list[str](), text.partition("\n")[0]
-    tab = tab or ("\t" in first and "," not in first)  # Excel の「Unicode テキスト」は、名前が .csv でもタブ区切り
+    # Excel の「Unicode テキスト」は、名前が .csv でもタブで区切る。
+    tab = suffix == ".tsv" or ("\t" in first and "," not in first)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
     while True:
         start = reader.line_num + 1
         try:
-            cells = next(reader)
-        except StopIteration:
-            return
+            cells = next(reader, None)
         except csv.Error as error:
             if header and "expected after" in str(error):
                 yield start, ("csv",)
                 continue
             yield start, ("stopped", "引用符が閉じていないか、一つの欄が長すぎます", "直してください")
             return
-        if not cells or not bad.isdisjoint(range(start, reader.line_num + 1)):
-            continue
-        if header and len(cells) != len(header):
+        if not header and cells:
+            header = [name.strip() for name in cells]
+            twice = "、".join(sorted({_show(name) for name in header if header.count(name) > 1}))
+            if "" in header or twice:
+                what = f"{header.index('') + 1} 列目が空です" if "" in header else f"同じ名前があります: {twice}"
+                remedy = "列の名前を書くか、別の名前にするか、余分な列を消してください"
+                yield start, ("stopped", f"見出しの {what}", remedy)
+                return
+        elif cells is None:
+            return
+        elif cells and len(cells) != len(header):
             yield start, ("ragged", len(cells), len(header))
-        elif header:
+        elif cells:
             row: dict[str, Any] = dict(zip(header, cells, strict=True))
-            for name in [name for name in header if row[name].startswith('[{"role"')]:
-                with suppress(ValueError, RecursionError):  # 表計算の欄に JSON で入れた会話
-                    row[name] = json.loads(row[name])
+            with suppress(ValueError, RecursionError):  # 表計算の欄に JSON で入れた会話
+                row |= {name: json.loads(cell) for name, cell in row.items() if cell.startswith('[{"role"')}
             yield start, row
-        elif not all(header := [name.strip() for name in cells]):
-            what = f"見出しの {header.index('') + 1} 列目が空です"
-            yield start, ("stopped", what, "列の名前を書くか、余分な列を消してください")
-            return
-        elif twice := sorted({_show(name) for name in header if header.count(name) > 1}):
-            yield start, ("stopped", f"見出しに同じ名前があります: {'、'.join(twice)}", "別の名前にしてください")
-            return
 
 
 def _show(value: Any) -> str:
@@ -300,40 +274,36 @@ def _shape(columns: tuple[str, ...]) -> tuple[str, dict[str, str]]:
         name = _CANONICAL.get(plain, plain)
         if name not in names or column == name:
             names[name] = column
-    for form, model in FORMS.items():
-        if all(key in names or not field.is_required() for key, field in model.model_fields.items()):
-            return form, names
-    return "不明", names
+    needed = {form: {k for k, f in model.model_fields.items() if f.is_required()} for form, model in FORMS.items()}
+    return next((form for form in FORMS if needed[form] <= names.keys()), "不明"), names
 
 
-def _understand(line: int, data: dict[str, Any]) -> tuple[Row, list[Found]]:
+def _understand(line: int, data: dict[str, Any]) -> tuple[Row, list[tuple[Any, ...]]]:
     """一件の意味と、形と役の順の問題。文を取り出せなければ、会話は空。"""
     form, names = _shape(tuple(data))
-    nothing = Row(line, data, form, [], [], [])
     if form not in FORMS:
         code = next(code for code, rule in TABLE["shapes"].items() if names.keys() >= set(rule["columns"]))
-        return nothing, [(code, _show("、".join(data)))]
+        return Row(line, data, form, [], [], []), [(code, _show("、".join(data)))]
     fields = {key: data[names[key]] for key in FORMS[form].model_fields if key in names}
-    lists = [key for key, value in fields.items() if value and isinstance(value, list)]
-    several = lists if form not in ("qa", "instruction") else []
+    kinds = _WORDS["forms"][form]
+    lists = {key for key, value in fields.items() if value and isinstance(value, list) and kinds[key].endswith("*")}
     try:
         made = FORMS[form].model_validate(fields)
     except ValidationError as error:
-        faults: dict[str, Found] = {}
-        for wrong in error.errors(include_url=False, include_context=False):
+        faults = {}
+        for wrong in reversed(error.errors(include_url=False, include_context=False)):
             (key, *at), value = wrong["loc"], wrong["input"]
-            place = f"{key} の {int(at[0]) + 1} 番目" if key in several else str(key)
+            place = f"{key} の {int(at[0]) + 1} 番目" if key in lists else str(key)
             blank = "no-turns" if value == [] else "empty" if value is None or isinstance(value, str) else "not-text"
             code = "role" if at and at[-1] != "content" else "not-list" if not at and value != [] else blank
-            faults.setdefault(place, (code, place, _show(value)))
-        return nothing, list(faults.values())
-    told = {key: [(turn.role, turn.content) for turn in getattr(made, key)] for key in FORMS[form].model_fields}
-    texts = [
-        (f"{key} の {number} 番目" if key in several else key, text)
-        for key, turns in told.items()
-        for number, (_, text) in enumerate(turns, 1)
-    ]
-    told = {key: [(role, normalise_width(text)) for role, text in turns] for key, turns in told.items()}
+            faults[place] = (code, place, _show(value))
+        return Row(line, data, form, [], [], []), list(faults.values())
+    texts, told = list[tuple[str, str]](), {}
+    for key in FORMS[form].model_fields:
+        turns = getattr(made, key)
+        places = [f"{key} の {number} 番目" if key in lists else key for number in range(1, len(turns) + 1)]
+        texts += zip(places, (turn.content for turn in turns), strict=True)
+        told[key] = [(turn.role, normalise_width(turn.content)) for turn in turns]
     said = [turn for key, turns in told.items() if key != "rejected" for turn in turns]
     if form == "instruction":  # input は、空行をはさんで指示につなぐ
         said = [*told["system"], ("user", "\n\n".join(text for role, text in said if role == "user")), *told["output"]]
@@ -341,7 +311,7 @@ def _understand(line: int, data: dict[str, Any]) -> tuple[Row, list[Found]]:
     orders = ["".join(role[0] for role, _ in chat) for chat in (said, worse)]
     found = [code for code, rule in TABLE["roles"].items() if any(re.search(rule["pattern"], o) for o in orders)]
     found += ["repeated-turn"] if len(set(said)) < len(said) else []
-    found += ["same-choice"] if worse and _plain(worse) == _plain(said) else []
+    found += ["same-choice"] if _plain(worse) == _plain(said) else []
     return Row(line, data, form, said, worse, texts), [(code,) for code in found]
 
 
@@ -350,7 +320,7 @@ def _plain(said: Said) -> tuple[tuple[str, str], ...]:
     return tuple((role, " ".join(normalize("NFKC", text).split())) for role, text in said)
 
 
-def _see(text: str) -> Iterator[Found]:
+def _see(text: str) -> Iterator[tuple[str, ...]]:
     """文の中に見えるもの: (表の鍵, 見つけた並び, 幅を直した並び)。個人情報は伏せる。"""
     with suppress(UnicodeError):  # UTF-8 を cp932 で開いたものは、逆にたどると日本語に戻る
         if re.search("[ぁ-んァ-ヶ一-鿿]", back := text.encode("cp932").decode()) and back != text:
@@ -366,41 +336,31 @@ def _see(text: str) -> Iterator[Found]:
     yield from personal
 
 
-def _personal(text: str) -> Iterator[Found]:
+def _personal(text: str) -> Iterator[tuple[str, ...]]:
+    """個人情報らしい並びの (表の鍵, 伏せ字)。カード（ISO/IEC 7812-1）と個人番号は検査数字、電話は桁の数も見る。"""
     for code, rule in TABLE["personal"].items():
         for found in re.finditer(rule["pattern"], text):
             digits = re.sub(r"\D", "", found[0].replace("(0)", "").replace("+81", "0"))
-            if _is_valid(code, digits):
+            values = [int(digit) for digit in reversed(digits)]
+            luhn = sum(sum(divmod(n * (1 + i % 2), 10)) for i, n in enumerate(values)) % 10
+            # 個人番号の検査数字は、平成26年総務省令第85号 第5条。
+            rest = sum(p * (n + 1 if n <= 6 else n - 5) for n, p in enumerate(values[1:], 1)) % 11
+            phone = re.fullmatch(r"0[5-9]0\d{8}|0[1-9]\d{8}", digits)
+            fits = {"card": luhn == 0, "my-number": values[:1] == [0 if rest <= 1 else 11 - rest], "phone": phone}
+            if fits.get(code, True):
                 text = text.replace(found[0], " ")
                 yield code, re.sub(r"\w", "*", found[0])
 
 
-def _is_valid(code: str, digits: str) -> bool:
-    """検査数字: カード番号（ISO/IEC 7812-1）と個人番号（平成26年総務省令第85号 第5条）。電話は桁の数。"""
-    values = [int(digit) for digit in reversed(digits)]
-    if code == "card":
-        return sum(sum(divmod(n * (1 + i % 2), 10)) for i, n in enumerate(values)) % 10 == 0
-    if code == "my-number":
-        rest = sum(p * (n + 1 if n <= 6 else n - 5) for n, p in enumerate(values[1:], 1)) % 11
-        return values[0] == (0 if rest <= 1 else 11 - rest)
-    return code != "phone" or re.fullmatch(r"0[5-9]0\d{8}|0[1-9]\d{8}", digits) is not None
-
-
 def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256) -> Report:
-    """データを検査する。
+    """データを検査する。壊れた行は例外ではなく、結果の `problems` に、行の順で入る。
 
-    Args:
-        source: ファイル、データが一つだけのフォルダ、またはハブの名前（owner/name の train）。
-        tokenizer: 長さを数えるトークナイザ。チャットテンプレートの分も数える。無ければ数えない。
-        max_tokens: 一件の長さの上限（トークン）。
+    `tokenizer` を渡すと、チャットテンプレートの分も入れて長さを数え、`max_tokens` を超える行を知らせる。
 
     Raises:
-        WorkshopError: 開けない、または一行も無いとき。壊れた行は例外ではなく `problems` に入る。
+        WorkshopError: 開けない、または一行も無いとき。
     """
-    report = Report(source)
-    whole: dict[Any, int] = {}
-    asked: dict[Any, int] = {}
-    licences: dict[str, int] = {}
+    report, whole, asked = Report(source), dict[Any, int](), dict[Any, int]()
     for row in report.rows:
         for place, text in row.texts:
             for code, *values in _see(text):
@@ -411,32 +371,37 @@ def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256)
         elif said and not worse and asked.setdefault(said[:-1], row.line) != row.line:
             report.add(row.line, "conflict", asked[said[:-1]])
         whole.setdefault((said, worse), row.line)
-        for key in {"licence", "license", "ライセンス"} & row.data.keys():
-            licences.setdefault(str(row.data[key] or ""), row.line)
+        if tokenizer and said:
+            report.tokens.append(max(_length(tokenizer, chat) for chat in (row.said, row.worse) if chat))
+            if report.tokens[-1] > max_tokens:
+                report.add(row.line, "too-long", report.tokens[-1], max_tokens)
+    _check_whole(report)
+    report.problems.sort(key=lambda problem: problem.line)
+    return report
+
+
+def _check_whole(report: Report) -> None:
+    """ファイル全体のこと: 混じった形、使われない列、ライセンス。"""
     forms = Counter(row.form for row in report.rows if row.form in FORMS).most_common()
     for form, count in forms[1:]:
         line = next(row.line for row in report.rows if row.form == form)
         report.add(line, "mixed-format", forms[0][0], form, count)
+    lines: dict[str, int] = {}
+    licences: dict[str, int] = {}
+    for row in report.rows:
+        for name, column in _shape(tuple(row.data))[1].items():
+            lines.setdefault(name, row.line)
+            if name == "licence":
+                licences.setdefault(str(row.data[column] or ""), row.line)
     for code, rule in TABLE["columns"].items():
-        seen = (row.line for row in report.rows if _shape(tuple(row.data))[1].keys() >= set(rule["columns"]))
-        if line := next(seen, 0):
-            report.add(line, code)
+        if lines.keys() >= set(rule["columns"]):
+            report.add(max(lines[name] for name in rule["columns"]), code)
     for value, line in licences.items():
         if re.search(_RULES["licence"]["pattern"], value.strip().lower().replace(" ", "-")):
             report.add(line, "licence", _show(value))
-    beside = [p.name for p in report.path.parent.iterdir()] if report.path else ["README.md"]
+    beside = [path.name for path in report.path.parent.iterdir()] if report.path else ["README.md"]
     if not licences and not any(name == "README.md" or name.startswith("LICEN") for name in beside):
         report.add(0, "no-licence")
-    chats = [row for row in report.rows if row.said] if tokenizer else []
-    counts = [max(_length(tokenizer, chat) for chat in (row.said, row.worse) if chat) for row in chats]
-    over = [(row.line, count) for row, count in zip(chats, counts, strict=True) if count > max_tokens]
-    for line, count in over:
-        report.add(line, "too-long", count, max_tokens)
-    if counts:
-        edges = {"min": min(counts), "median": statistics.median_low(counts), "max": max(counts)}
-        report.tokens = {**edges, "total": sum(counts), "over": len(over), "limit": max_tokens}
-    report.problems.sort(key=lambda problem: problem.line)
-    return report
 
 
 def _length(tokenizer: Any, said: Said) -> int:
@@ -445,19 +410,6 @@ def _length(tokenizer: Any, said: Said) -> int:
         return len(tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"])
     except Exception:  # テンプレートの無い ValueError のほか、テンプレートが自分で投げる例外がある
         return len(tokenizer("\n".join(text for _, text in said))["input_ids"])
-
-
-@dataclass(frozen=True)
-class OwnRow:
-    """自分のデータの 1 行。同じ `fact` の行は同じ事実、`figures` は正解に必ず入る語、`line` は行番号。"""
-
-    fact: str
-    question: str
-    answer: str
-    system: str
-    figures: tuple[str, ...]
-    history: tuple[dict[str, str], ...]
-    line: int
 
 
 def read_own(path: str | Path) -> list[OwnRow]:
@@ -469,19 +421,21 @@ def read_own(path: str | Path) -> list[OwnRow]:
     report, rows = Report(path), []
     for problem in report.problems:
         if problem.level == "error":
-            place = f"{problem.file}:{problem.line} 行目"
-            raise WorkshopError(problem.message, f"{problem.remedy}（make check で全体を調べられます）", place)
+            remedy, place = (
+                f"{problem.remedy}（make check で全体を調べられます）",
+                f"{problem.file}:{problem.line} 行目",
+            )
+            raise WorkshopError(problem.message, remedy, place)
     for row in report.rows:
         system = row.said[0][1] if row.said[0][0] == "system" else OWN_SYSTEM
         *history, (_, question), (_, text) = [turn for turn in row.said if turn[0] != "system"]
-        answer = text.strip()
-        given = _field(row.data, "figures")
+        answer, given, fact = text.strip(), _field(row.data, "figures"), _field(row.data, "fact")
         if isinstance(given, str):
             given = [word.strip() for word in re.split(r"[、,;；|]", normalise_width(given)) if word.strip()]
         # 正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。
         figures = tuple(map(str, given or re.findall(_WORDS["figure"]["pattern"], answer) or [answer.rstrip("。．. ")]))
         before = tuple({"role": role, "content": content} for role, content in history)
-        fact = normalise_width(str(_field(row.data, "fact") or answer))
+        fact = normalise_width(str(fact or answer))
         rows.append(OwnRow(fact, question.strip(), answer, system, figures, before, row.line))
     return rows
 
@@ -491,22 +445,16 @@ def _field(data: dict[str, Any], name: str) -> Any:
 
 
 def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Split:
-    """自分のデータを、作り付けのデータと同じ形に分ける。
+    """自分のデータを、作り付けのデータと同じ形に分ける。例の数の目安は `profile`、説明の文は `seen` に足す。
 
     - 事実の 1 割（少なくとも 1 件）は教えない（unseen）。
-    - 残りの事実は、言い回しが二つ以上あれば一つを far に取り置く。無ければ機械の前置きで代える。
+    - 残りの事実は、言い回しが二つ以上あれば一つを far に残す。無ければ機械の前置きで代える。
     - near は、学習した言い回しに、学習に出ない前置きを付けたもの。dev も同じ作り方で、別の前置きを使う。
-
-    Args:
-        path: データのファイル。
-        profile: 学習例の数の目安（`train_facts` × 言い回しの数）を決める。
-        seen: 説明の文を足す先（事実の数、取り置き、予算で捨てた数）。
 
     Raises:
         WorkshopError: 事実が少なすぎて分けられないとき。
     """
-    notes = seen if seen is not None else []
-    groups: dict[str, list[OwnRow]] = defaultdict(list)
+    notes, groups = seen if seen is not None else [], defaultdict[str, list[OwnRow]](list)
     for row in read_own(path):
         if row.question not in {other.question for other in groups[row.fact]}:
             groups[row.fact].append(row)
@@ -523,28 +471,27 @@ def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Sp
         )
         taught = taught[:budget]
     notes.append(f"事実 {len(facts)} 件のうち {len(taught)} 件を教え、{hidden} 件は漏れの検査のために教えません。")
+    if any(len(rows) == 1 for rows in taught):
+        notes.append(
+            "言い回しが一つだけの事実は、far も機械の前置きで代えます。尋ね方を書き足すほど、点は信用できます。"
+        )
     questions = [row.question for rows in taught for row in rows]
     lang = "ja" if any(re.search(r"[ぁ-んァ-ヶ一-龠]", question) for question in questions) else "en"
+    near_wrapper, far_wrapper = _WORDS["wrappers_test"][lang]
     per_fact = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
-    train, near, far = [], [], []
-    first_test, second_test = _WORDS["wrappers_test"][lang]
+    train, near, far = list[Example](), list[Example](), list[Example]()
     for rows in taught:  # 書かれた言い回しが足りない分は、前置きを付けて増やす
         known = rows[:-1] or rows
         wrapped = [(row, wrapper) for wrapper in _WORDS["wrappers"][lang] for row in known]
         train += [_example(row, "as_is") for row in known]
         train += [_example(row, "wrapped", wrapper) for row, wrapper in wrapped[: max(0, per_fact - len(known))]]
-        near.append(_example(known[0], "wrapped_test", first_test))
-        alone = _example(known[0], "wrapped_test", second_test)
+        near.append(_example(rows[0], "wrapped_test", near_wrapper))
+        alone = _example(rows[0], "wrapped_test", far_wrapper)
         far.append(_example(rows[-1], "own_test") if len(rows) > 1 else alone)
-    if any(example.form == "wrapped_test" for example in far):
-        notes.append(
-            "言い回しが一つだけの事実は、far も機械の前置きで代えます。尋ね方を書き足すほど、点は信用できます。"
-        )
     dev = [_example(rows[0], "wrapped_dev", _WORDS["wrappers_dev"][lang]) for rows in taught[:_DEV_EXAMPLES]]
-    hidden_examples = [_example(row, "own_test") for rows in unseen for row in rows]
-    ask_train, ask_test, _ = make_unanswerable(lang, "out_of_domain")
-    asks = [[replace(example, system=taught[0][0].system) for example in part] for part in (ask_train, ask_test)]
-    return Split(train, dev, near, far, hidden_examples, *asks)
+    ask = make_unanswerable(lang, "out_of_domain")[:2]
+    asks = [[replace(example, system=taught[0][0].system) for example in part] for part in ask]
+    return Split(train, dev, near, far, [_example(row, "own_test") for rows in unseen for row in rows], *asks)
 
 
 def _example(row: OwnRow, form: str, wrapper: str = "{}") -> Example:

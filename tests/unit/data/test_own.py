@@ -473,20 +473,20 @@ def test_tokens_are_the_real_ones_with_the_template(tmp_path, model_folder):
     lengths = [len(tokenizer.apply_chat_template(row["messages"], tokenize=True)["input_ids"]) for row in rows]
     report = check_file(save(tmp_path / "a.jsonl", rows), tokenizer, max_tokens=100)
     low, middle, high = sorted(lengths)
-    assert report.tokens == {"min": low, "median": middle, "max": high, "total": sum(lengths), "over": 1, "limit": 100}
+    assert report.tokens == lengths and f"最小 {low}・中央 {middle}・最大 {high}" in report.text()
     assert [(p.line, p.level) for p in report.problems if p.code == "too-long"] == [(3, "warning")]
     assert not check_file(tmp_path / "a.jsonl").tokens
     pair = {"prompt": "質問", "chosen": "短い", "rejected": "とても長い答え" * 5}
     longer = [*chat(U)["messages"], {"role": "assistant", "content": pair["rejected"]}]
     expected = len(tokenizer.apply_chat_template(longer, tokenize=True)["input_ids"])
-    assert check_file(save(tmp_path / "b.jsonl", [pair]), tokenizer).tokens["max"] == expected
+    assert check_file(save(tmp_path / "b.jsonl", [pair]), tokenizer).tokens == [expected]
     pair = {"prompt": chat(S, U)["messages"], "chosen": chat(A)["messages"], "rejected": longer[1:]}
     expected = len(tokenizer.apply_chat_template([*chat(S)["messages"], *longer], tokenize=True)["input_ids"])
-    assert check_file(save(tmp_path / "c.jsonl", [pair]), tokenizer).tokens["max"] == expected
+    assert check_file(save(tmp_path / "c.jsonl", [pair]), tokenizer).tokens == [expected]
     parts = {"instruction": "要約して", "input": "本文", "output": "答え"}
     joined = chat(("user", "要約して\n\n本文"), A)["messages"]
     expected = len(tokenizer.apply_chat_template(joined, tokenize=True)["input_ids"])
-    assert check_file(save(tmp_path / "d.jsonl", [parts]), tokenizer).tokens["max"] == expected
+    assert check_file(save(tmp_path / "d.jsonl", [parts]), tokenizer).tokens == [expected]
 
 
 def test_a_long_list_is_shortened(tmp_path):
