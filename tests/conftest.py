@@ -27,7 +27,9 @@ _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_lea
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
 _STARTED = time.time()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="Chromium が無いので、画面は確かめません")
+# 音もなく外へ出る機能（部品の更新、同期など）を切る。切らないと「外へ出ない」を確かめられない。
+_QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
+_QUIET += ["--disable-component-update", "--disable-sync"]
 
 
 def pytest_collection_modifyitems(items):
@@ -56,6 +58,18 @@ def pytest_terminal_summary(terminalreporter):
     unseen = [report for report in terminalreporter.stats.get("skipped", []) if "Chromium" in str(report.longrepr)]
     if unseen:
         say(f"⚠ Chromium が無いので、画面のテスト {len(unseen)} 件を飛ばしました（.ci/run は入れてから走らせます）")
+
+
+@pytest.fixture
+def window():
+    """本物の Chromium の、1280×720 の画面。Chromium が無ければ飛ばす。"""
+    if CHROMIUM is None:
+        pytest.skip("Chromium が無いので、画面は確かめません")
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright が入っていません")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=_QUIET)
+        yield browser.new_page(viewport={"width": 1280, "height": 720})
+        browser.close()
 
 
 def start(*arguments):

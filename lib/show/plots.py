@@ -16,12 +16,12 @@ from lib.files import REPOSITORY
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
 plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=(BLUE, ORANGE, GREEN, RED, GREY, "#56B4E9", "#CC79A7"))
-_FOLDER = FileSystemLoader(REPOSITORY / "data" / "templates")
+_FOLDER = FileSystemLoader([REPOSITORY / "data" / "templates", REPOSITORY / "data" / "pictures"])
 _TEMPLATES = Environment(loader=_FOLDER, autoescape=select_autoescape(), trim_blocks=True)
 
 
 def picture(template: str, **values: Any) -> HTML:
-    """data/templates の雛形に値を入れる。.html では、値の中の HTML を文字として見せる（モデルの出力を信用しない）。"""
+    """雛形（data/templates、data/pictures）に値を入れる。.html では、値の中の HTML を文字として見せる。"""
     return HTML(_TEMPLATES.get_template(template).render(values))
 
 

@@ -1,187 +1,256 @@
-"""発表で使う web ページ（Gradio）。モデルを並べて答えさせ、答えを目隠しで選んでもらう。127.0.0.1 にだけ開く。
+"""発表で使う web ページ（Gradio）。モデルを並べて答えさせ、答えを左右に伏せて選んでもらう。127.0.0.1 にだけ開く。
 
-使い方: `python -m lib.talk.app --run 名前 [--port 7860]`（`make app`）。Gradio は、このページを開くときだけ要る。
+使い方: `python -m lib.talk.app --run 名前 [--port 7860]`（`make app`）。Gradio は、このページを開くときだけ使う。
 """
 
 import argparse
 import os
+import re
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from functools import partial
-from html import escape
-from typing import Any
+from dataclasses import astuple, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any, NamedTuple
 
+from markupsafe import Markup, escape
+
+from lib.data.facts import Example, read_examples
+from lib.data.own import TABLE
 from lib.errors import WorkshopError, command_line
-from lib.run import reopen
-from lib.show.plots import BLUE, GREEN, GREY, RED
-from lib.show.widgets import TIE
-from lib.talk.showcase import Material, answer_card, card, coloured, gather, key, open_ballot, standing
+from lib.export.serve import read_modelfile, serve
+from lib.files import read_json
+from lib.model.generate import answer
+from lib.model.load import load_model, load_tokenizer, resolve
+from lib.run import Run, reopen
+from lib.score.answers import is_correct, wilson
+from lib.show.page import BASE, Rows, load_results
+from lib.show.plots import picture
+from lib.show.widgets import TIE, Ballot
+from lib.talk.plan import TALK
+from lib.text.quantities import nfkc, places, readable, unexpected
 
-SIDES = ("左", TIE, "右")
-# 大きさは、後ろの席からも読めるように。字は、その機械にあるものだけを使う（外へ取りに行かない）。
-FONTS = ("Hiragino Sans", "Noto Sans JP", "Noto Sans CJK JP", "Yu Gothic UI", "Meiryo", "sans-serif")
-STYLE = f"""
-.cards{{display:grid;grid-template-columns:repeat(auto-fit,minmax(210px,1fr));gap:.8rem}}
-.card{{border:2px solid {GREY};border-radius:10px;padding:.7rem 1rem;background:#fff;color:#1b1f24;min-height:9rem;
-font-size:clamp(1.2rem,1.9vw,1.7rem);line-height:1.6;overflow-wrap:anywhere;white-space:pre-wrap}}
-.card *{{color:#1b1f24!important}} .card.quiet{{color:#57606a}}
-.card h3{{margin:0 0 .4rem;font-size:1.25rem;border-bottom:1px solid {GREY}}}
-.card .verdict{{font-size:1.25rem;font-weight:700;margin-top:.4rem}}
-.figure{{padding:0 .2em;border-radius:5px;font-weight:700;white-space:nowrap}}
-.right{{background:{GREEN}33;border-bottom:4px solid {GREEN}}}
-.wrong{{background:{RED}33;border-bottom:4px solid {RED}}}
-.line{{font-size:1.4rem;line-height:1.6;overflow-wrap:anywhere}} .line b{{font-size:1.6rem}}
-button,label,label span,textarea,input,[data-testid=block-info]{{font-size:1.25rem!important}}
-"""
-HEAD = '<script>document.documentElement.lang = "ja"</script>'  # 無いと、漢字が中国語の字形になる機械がある
+Answerer = Callable[[str], str]
+_ADAPTERS = {"SFT": "04_lora_sft/adapter", "SFT + DPO": "05_preference/dpo_adapter"}
 
 
-def _gradio() -> Any:
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # import のときに読まれる
-    for name in ("NO_PROXY", "no_proxy"):  # 会場のプロキシに、自分あての通信を送らない
-        passed = os.environ.get(name, "").split(",")
-        if "127.0.0.1" not in passed:
-            os.environ[name] = ",".join([*filter(None, passed), "127.0.0.1"])
+class Material(NamedTuple):
+    """ページに出すもの。テストは、偽の答え手と結果を渡す。"""
+
+    run: Run
+    answerers: dict[str, Answerer]  # モデルの名前 → 質問を渡すと答えを返す関数
+    exam: dict[str, Example]  # `key` でそろえた質問 → 問題。ここに無い質問の正解は分からない
+    results: dict[str, Rows]  # モデルの名前 → 採点の行（投票に使う）
+
+
+def key(question: str) -> str:
+    """同じ質問かを見る鍵。全角と半角、前後の空白だけを区別しない。"""
+    return nfkc(question).strip()
+
+
+def coloured(said: str, example: Example | None) -> Markup:
+    """答えの HTML。正解にある数値には緑と○、無い数値には赤と×を付ける。正解が分からなければ、付けない。"""
+    if not said or example is None:
+        return escape(said or "（何も答えませんでした）")
+    text, wrong = readable(said), {astuple(quantity) for quantity in unexpected(said, example.figures)}
+    same = len(text) == len(said) and all(nfkc(said[a:b]) == text[a:b] for _, a, b in places(text))
+    shown = said if same else text  # 読むと長さが変わる答え（三千円 → 3000円）は、読んだ形で見せる
+    marked, position = Markup(""), 0
+    for quantity, start, end in places(text):
+        kind = ("wrong", "×") if astuple(quantity) in wrong else ("right", "○")
+        figure = Markup('<span class="figure {}">{}{}</span>').format(*kind, shown[start:end])
+        marked, position = marked + shown[position:start] + figure, end
+    return marked + shown[position:]
+
+
+def answer_card(name: str, ask: Answerer, question: str, example: Example | None) -> dict[str, Any]:
+    """一つのモデルに答えさせた枠（`cards.html` に入れる形）。読めない重みは、空の答えではなく、理由を見せる。"""
     try:
-        import gradio
-    except ImportError:
-        raise WorkshopError(
-            "Gradio が入っていません",
-            "make app を使うか、pip install -c constraints.txt -e '.[app]' を実行してください",
-        ) from None
-    return gradio
+        said = ask(question)
+    except (WorkshopError, OSError, RuntimeError, ValueError) as error:
+        return {"name": name, "body": f"読めません: {error or type(error).__name__}".splitlines()[0], "quiet": True}
+    card = {"name": name, "body": coloured(said, example)}
+    if example:
+        right, wrong = ("正答", "誤答") if example.figures else ("回答を控えた", "回答を控えなかった")
+        card["verdict"] = f"○ {right}" if is_correct(example, said) else f"× {wrong}"
+    return card
 
 
-def build_page(material: Material) -> Any:
-    """二つの見出し（並べて答える、目隠し投票）のあるページ（`gradio.Blocks`）を組む。まだ開かない。"""
-    gr = _gradio()
-    with gr.Blocks(title=f"答えを比べる: {material.name}", analytics_enabled=False, fill_width=True) as page:
-        with gr.Tab("並べて答える"):
-            _answer_tab(gr, material)
-        with gr.Tab("目隠し投票"):
-            _vote_tab(gr, page, material)
-    return page
+def _cards(cards: list[dict[str, Any]]) -> str:
+    return picture("talk/cards.html", cards=cards).data
 
 
-def _line(text: str) -> str:
-    """一行の HTML。`text` は、もう HTML になったもの。"""
-    return f'<div class="line">{text}</div>'
+def open_models(run: Run, exam: dict[str, Example], closing: ExitStack) -> dict[str, Answerer]:
+    """この実行のモデル。重みは初めて尋ねられたときに読み、llama.cpp は `closing` が閉じるときに止まる。"""
+
+    @cache
+    def weights(adapter: Path | None) -> tuple[Any, Any]:
+        base = resolve(run.profile)
+        return load_model(adapter or base, run.profile), load_tokenizer(base)
+
+    @cache
+    def server(gguf: Path) -> Any:
+        return closing.enter_context(serve(gguf))
+
+    def ask(where: Path | None, question: str) -> str:
+        if found := re.search(TABLE["texts"]["control-token"]["pattern"], question):
+            raise WorkshopError(f"質問に、会話の区切りの印 {found[0]} があります", "印を除いて、もう一度尋ねてください")
+        example = exam.get(key(question)) or replace(next(iter(exam.values())), question=question, history=())
+        if where and where.suffix == ".gguf":
+            return server(where).ask(example.prompt(), run.profile.answer_tokens)[0]
+        return answer(*weights(where), [example], run.profile)[0]
+
+    folder = run.folder / "06_merge_to_gguf"
+    files = sorted(folder.glob("*.gguf"), key=os.path.getsize)
+    if (folder / "Modelfile").exists():  # 06 が測って選んだ量子化。いちばん小さいものは、答えが崩れていることがある
+        files = [folder / read_modelfile((folder / "Modelfile").read_text(encoding="utf-8")).source]
+    places = {name: run.folder / at for name, at in _ADAPTERS.items() if (run.folder / at).exists()}
+    places |= {f"GGUF {path.stem.removeprefix('model-').upper()}": path for path in files[:1]}
+    return {BASE: partial(ask, None)} | {name: partial(ask, place) for name, place in places.items()}
 
 
-def _cards(cards: Iterable[str]) -> str:
-    """枠を、同じ高さで横に並べた HTML。狭ければ折り返す。"""
-    return f'<div class="cards">{"".join(cards)}</div>'
+def gather(run: Run, closing: ExitStack) -> Material:
+    """終わった実行から、ページに出すものを集める。データか学習のノートブックがまだなら `WorkshopError`。"""
+    if missing := [stage for stage in ("02_dataset", "04_lora_sft") if not run.is_done(stage)]:
+        what = f"実行「{run.folder.name}」は {'・'.join(missing)} が終わっていません"
+        raise WorkshopError(what, f"先に make run RUN={run.folder.name} を最後まで実行してください")
+    paths = [run.folder / "02_dataset" / f"{part}.jsonl" for part in ("near", "far", "unseen", "ask_test")]
+    examples = [example for path in paths if path.exists() for example in read_examples(path)]
+    exam = {key(example.question): example for example in examples}
+    results = load_results(run) if run.is_done("07_evaluation") else {}
+    return Material(run, open_models(run, exam, closing), exam, results)
+
+
+def open_ballot(material: Material, one: str, two: str) -> Ballot:
+    """二つのモデルの投票（near と far の答え）。票はペアごとに一つのファイルに残し、初めのペアは 07 の投票と同じもの。
+
+    Raises:
+        WorkshopError: 採点の表が無いか、同じモデルを二度選んだとき。
+    """
+    if not material.results:
+        raise WorkshopError("採点の表がまだありません", "07 を実行してから、このページを開き直してください")
+    if one == two:
+        raise WorkshopError("同じモデルどうしは比べられません", "違うモデルを選んでください")
+    names = [name for name in material.results if name in (one, two)]
+    pairs = zip(*(material.results[name] for name in names), strict=True)
+    rows = [(a["question"], a["answer"], b["answer"]) for a, b in pairs if a["part"] in ("near", "far")]
+    path = material.run.folder / "07_evaluation" / "votes.json"
+    if names != list(material.results)[:2] or (path.exists() and read_json(path)["names"] != names):
+        path = path.with_name("votes_" + re.sub(r"\W+", "-", " ".join(names)) + ".json")
+    return Ballot((names[0], names[1]), rows, path, material.run.seed)
+
+
+def standing(ballot: Ballot) -> str:
+    """いまの勝率の文。決着の付いた票が無ければ、そう言う。"""
+    (one, two), votes = ballot.names, list(ballot.votes.values())
+    counts = "、".join(f"{name} {votes.count(name)} 票" for name in (one, two, TIE))
+    if not (decided := len(votes) - votes.count(TIE)):
+        return f"決着の付いた票が、まだありません（{counts}）。"
+    rate = wilson(votes.count(two), decided).as_percent()
+    return f"{one} に対する {two} の勝率 {rate}。角括弧は 95% 区間。引き分けは除く（{counts}）。"
 
 
 def _answer_tab(gr: Any, material: Material) -> None:
-    def ask_all(question: str) -> Iterator[list[str]]:
-        if not key(question):
-            yield [_line("質問を書いてください。"), ""]
-            return
-        example = material.exam.get(key(question))
-        note = f"正解: {example.answer}" if example else "正解の分からない質問です（色も○×も付けません）。"
-        cards = {name: card(name, "答えています…", quiet=True) for name in material.answerers}
-        yield [_line(escape(note)), _cards(cards.values())]
-        for name, ask in material.answerers.items():
-            cards[name] = answer_card(name, ask, question.strip(), example)
-            yield [_line(escape(note)), _cards(cards.values())]
+    def ask_all(question: str) -> Iterator[tuple[str, str]]:
+        example, cards = material.exam.get(key(question)), []
+        note = escape(f"正解: {example.answer}" if example else "正解の分からない質問です（色も○×も付けません）。")
+        for name, ask in material.answerers.items() if key(question) else ():
+            yield note, _cards([*cards, {"name": name, "body": "答えています…", "quiet": True}])
+            cards.append(answer_card(name, ask, question.strip(), example))
+        yield note if cards else "質問を書いてください。", _cards(cards)
 
     with gr.Row(equal_height=True):
         box = gr.Textbox(label="質問", max_length=300, scale=5)
         button = gr.Button("答えさせる", variant="primary", scale=1)
-    note = gr.HTML(js_on_load=None)
-    answers = gr.HTML(_cards(card(name, "", quiet=True) for name in material.answerers), js_on_load=None)
+    note, answers = (gr.HTML(js_on_load=None, elem_classes=name) for name in ("line", ""))
+    samples = [[example.question] for example in list(material.exam.values())[:6]]
     # 例は答えの下に置く。上に置くと、1024×768 の映写では答えが画面の外に出る。
-    gr.Examples([[sample] for sample in material.samples], box, label="例（試験の質問から）")
+    gr.Examples(samples, box, label="例（評価の質問から）")
     gr.on([button.click, box.submit], ask_all, box, [note, answers], show_progress="hidden", api_visibility="private")
 
 
-def _vote_tab(gr: Any, page: Any, material: Material) -> None:
-    names = [] if isinstance(material.results, str) else list(material.results)
-    with gr.Row():
-        pair = [
-            gr.Dropdown(names, value=names[at] if len(names) > at else None, label=label, filterable=False)
-            for at, label in enumerate(("一つ目のモデル", "二つ目のモデル"))
-        ]
-    asked, head = gr.State(()), gr.HTML(js_on_load=None)
-    answers = gr.HTML(js_on_load=None, min_height=320)  # 答えの長さで、投票のボタンの位置が動かないように
-    with gr.Row():
-        buttons = [gr.Button(side, variant="primary", interactive=False) for side in SIDES]
-    peek = gr.Button("ここまでの勝率を見る")
-    result = gr.HTML(js_on_load=None)
-
-    def show(one: str, two: str, side: str = "", seen: tuple[Any, ...] = (), peeking: bool = False) -> list[Any]:
+def _vote_tab(gr: Any, opened: Any, material: Material) -> None:
+    def show(one: str, two: str, seen: tuple[Any, ...] = (), side: str = "", peeking: bool = False) -> list[Any]:
         try:
             ballot = open_ballot(material, one, two)
-            # 二度押し、別の窓の票、選び直す前の組の票は、数えない。
-            if side and seen[:2] == (one, two) and seen[2] == ballot.next():
+            if side and tuple(seen) == (one, two, ballot.next()):  # 二度押し、別の窓の票、選び直す前の票は、数えない
                 ballot.vote(seen[2], side)
         except WorkshopError as error:
-            return [(), _line(escape(str(error))), "", *[gr.Button(interactive=False)] * 3, ""]
-        left, text, shown = ballot.next(), "全部の質問に投票しました。", ""
-        if left is not None:
-            text = f"{left + 1} / {len(ballot.rows)}　<b>{escape(ballot.rows[left][0])}</b>"
-            said = zip(("左", "右"), ballot.sides(left), strict=True)
-            shown = _cards(card(name, coloured(answer, None)) for name, answer in said)
-        done = standing(ballot) if peeking or left is None else ""
+            return [(), escape(str(error)), "", *[gr.Button(interactive=False)] * 3]
+        number = ballot.next()
+        text, cards = "全部の質問に投票しました。", []
+        if number is not None:
+            text = f"{number + 1} / {len(ballot.rows)}　{ballot.rows[number][0]}"
+            cards = [
+                {"name": n, "body": coloured(said, None)} for n, said in zip("左右", ballot.sides(number), strict=True)
+            ]
+        if peeking or number is None:
+            text += " " + standing(ballot)
         return [
-            (one, two, left),
-            _line(text),
-            shown,
-            *[gr.Button(interactive=left is not None)] * 3,
-            done and _line(done),
+            (one, two, number),
+            escape(text),
+            _cards(cards),
+            *[gr.Button(interactive=number is not None)] * 3,
         ]
 
+    names: list[Any] = [*material.results, None, None]
+    with gr.Row():
+        one = gr.Dropdown(names[:-2], value=names[0], label="一つ目のモデル", filterable=False)
+        two = gr.Dropdown(names[:-2], value=names[1], label="二つ目のモデル", filterable=False)
+    asked, text = gr.State(()), gr.HTML(js_on_load=None, elem_classes="line")
+    answers = gr.HTML(js_on_load=None, min_height=320)  # 答えの長さで、投票のボタンの位置が動かないように
+    with gr.Row():
+        buttons = [gr.Button(side, variant="primary", interactive=False) for side in ("左", TIE, "右")]
+    peek = gr.Button("ここまでの勝率を見る")
     # 票は一つずつ書く。二つの窓から同時に押されても、失わない。
     given: dict[str, Any] = {"concurrency_id": "votes", "concurrency_limit": 1, "api_visibility": "private"}
-    outputs = [asked, head, answers, *buttons, result]
-    gr.on([page.load, *(one.change for one in pair)], show, pair, outputs, show_progress="hidden", **given)
-    peek.click(partial(show, peeking=True), pair, outputs, show_progress="hidden", **given)
-    for button, side in zip(buttons, SIDES, strict=True):
-
-        def press(one: str, two: str, seen: tuple[Any, ...], side: str = side) -> list[Any]:
-            return show(one, two, side, seen)
-
-        button.click(press, [*pair, asked], outputs, show_progress="hidden", **given)
+    given |= {"outputs": [asked, text, answers, *buttons], "show_progress": "hidden"}
+    gr.on([opened.load, one.change, two.change], show, [one, two], **given)
+    peek.click(partial(show, peeking=True), [one, two], **given)
+    for button in buttons:
+        button.click(partial(show, side=button.value), [one, two, asked], **given)
 
 
 def open_page(material: Material, port: int) -> Any:
-    """ページを 127.0.0.1 に開き、待たずに返す。`close()` で閉じる。
+    """二つの見出し（並べて答える、投票）のページを 127.0.0.1 に開き、待たずに返す。`close()` で閉じる。
 
     Raises:
         WorkshopError: Gradio が無いか、ポートを開けないとき。
     """
-    gr = _gradio()
-    theme = gr.themes.Default(primary_hue="blue", font=FONTS, font_mono=("monospace",), text_size="lg")
-    theme.set(button_primary_background_fill=BLUE, button_primary_background_fill_dark=BLUE)
-    options: dict[str, Any] = {"prevent_thread_lock": True, "quiet": True, "footer_links": [], "run_history": False}
-    options |= {"share": False, "ssr_mode": False, "pwa": False, "mcp_server": False, "enable_monitoring": False}
-    page = build_page(material)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # import のときに読まれる
+    for name in ("NO_PROXY", "no_proxy"):  # 会場のプロキシに、自分あての通信を送らない
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
     try:
-        page.launch(server_name="127.0.0.1", server_port=port, theme=theme, css=STYLE, head=HEAD, **options)
+        import gradio as gr
+    except ImportError:
+        raise WorkshopError("Gradio が入っていません", "make app で開いてください（初めに入れます）") from None
+    with gr.Blocks(title=f"答えを比べる: {material.run.folder.name}", fill_width=True) as opened:
+        with gr.Tab("並べて答える"):
+            _answer_tab(gr, material)
+        with gr.Tab("目隠し投票"):
+            _vote_tab(gr, opened, material)
+    options = {**read_json(TALK / "app.json"), "css_paths": TALK / "app.css"}
+    options["theme"] = gr.themes.Default(text_size="lg", font=("sans-serif",), font_mono=("monospace",))
+    try:
+        opened.launch(server_name="127.0.0.1", server_port=port, **options)
     except (OSError, OverflowError):
-        raise WorkshopError(
-            f"127.0.0.1 のポート {port} を開けません（ほかのものが使っているかもしれません）",
-            "make app PORT=7861 のように、別の番号にしてください",
-        ) from None
-    return page
+        what = f"127.0.0.1 のポート {port} を開けません（ほかのものが使っているかもしれません）"
+        raise WorkshopError(what, "make app PORT=7861 のように、別の番号にしてください") from None
+    return opened
 
 
 def main() -> None:
     """終わった実行のページを開き、Ctrl-C まで待つ。"""
-    parser = argparse.ArgumentParser(description="モデルの答えを並べ、目隠しで投票するページを開く")
+    parser = argparse.ArgumentParser(description="モデルの答えを並べ、左右を伏せて投票するページを開く")
     parser.add_argument("--run", default="embedded")
     parser.add_argument("--port", type=int, default=7860)
     options = parser.parse_args()
     with command_line(), ExitStack() as closing:
-        material = gather(reopen(options.run), closing)
-        closing.callback(open_page(material, options.port).close, verbose=False)
+        page = open_page(gather(reopen(options.run), closing), options.port)
+        closing.callback(page.close, verbose=False)
         print(f"http://127.0.0.1:{options.port} をブラウザで開いてください（Ctrl-C で終わり）。", flush=True)
-        try:
-            threading.Event().wait()
-        except KeyboardInterrupt:
-            print("\n⏹ 閉じました。票は残っています。")
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

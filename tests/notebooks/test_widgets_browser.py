@@ -2,7 +2,6 @@
 
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -15,17 +14,12 @@ import pytest
 
 from lib.files import REPOSITORY
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
-
 VIEWS = f"""import sys
 sys.path.insert(0, {str(REPOSITORY)!r})
 from IPython.display import HTML
 from ipywidgets import Text
 from lib.show.plots import curve, picture
 from lib.show.widgets import sliders
-from lib.talk.bar import presenter_bar
 
 def rates(steps=10, kind="cosine"):
     return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
@@ -33,7 +27,7 @@ def rates(steps=10, kind="cosine"):
 def words(text="初め"):
     return picture("token_boxes.html", pieces=[(text, 7, False)], caption=f"{{len(text)}} 文字")
 """
-BAR = """from lib.talk.demo import Demo
+BAR = """from lib.talk.demo import Demo, presenter_bar
 from lib.talk.plan import Clock, load_plan
 demo = Demo(900)
 presenter_bar(Clock(load_plan()), demo)"""
@@ -107,39 +101,34 @@ def lab(tmp_path):
         server.wait(timeout=30)
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="Chromium が無いので、画面は確かめません")
-def test_a_real_browser_moves_the_views_and_stops_the_demo(lab, tmp_path):
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright が入っていません")
-    with playwright.sync_playwright() as driver:
-        browser = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
-        window = browser.new_page(viewport={"width": 1280, "height": 1600})
-        window.set_default_timeout(90_000)
-        window.goto(lab)
-        window.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
-        window.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # カーネルが始まる前の「実行」は効かない
-        window.get_by_role("menuitem", name="Run", exact=True).click()
-        window.get_by_text("Run All Cells", exact=True).click()
-        stop = window.get_by_role("button", name="録画に切り替える")
-        stop.wait_for()
+def test_a_real_browser_moves_the_views_and_stops_the_demo(window, lab, tmp_path):
+    window.set_viewport_size({"width": 1280, "height": 1600})
+    window.set_default_timeout(90_000)
+    window.goto(lab)
+    window.locator(".jp-NotebookPanel .jp-Cell").first.wait_for()
+    window.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # カーネルが始まる前の「実行」は効かない
+    window.get_by_role("menuitem", name="Run", exact=True).click()
+    window.get_by_text("Run All Cells", exact=True).click()
+    stop = window.get_by_role("button", name="録画に切り替える")
+    stop.wait_for()
 
-        # 計算しているセルの間に押す
-        window.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
-        stop.click()
-        window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
-        ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
-        ended.wait_for()
-        assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
-        window.locator(".jp-OutputArea-output", has_text="終わりのセル").wait_for()
+    # 計算しているセルの間に押す
+    window.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
+    stop.click()
+    window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
+    ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
+    ended.wait_for()
+    assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
+    window.locator(".jp-OutputArea-output", has_text="終わりのセル").wait_for()
 
-        picture = window.locator(".widget-html-content img")
-        before = picture.get_attribute("src")
-        window.locator(".noUi-handle").first.press("ArrowRight")
-        window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
-        before = picture.get_attribute("src")
-        window.locator(".widget-dropdown select").select_option("linear")
-        window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
-        window.get_by_placeholder("ここに書く").fill("<img src=x>名入れ")
-        window.get_by_text("14 文字").wait_for()
-        assert picture.count() == 1, "打った文が、絵として読まれました"
-        window.screenshot(path=tmp_path / "widgets.png", full_page=True)
-        browser.close()
+    picture = window.locator(".widget-html-content img")
+    before = picture.get_attribute("src")
+    window.locator(".noUi-handle").first.press("ArrowRight")
+    window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
+    before = picture.get_attribute("src")
+    window.locator(".widget-dropdown select").select_option("linear")
+    window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
+    window.get_by_placeholder("ここに書く").fill("<img src=x>名入れ")
+    window.get_by_text("14 文字").wait_for()
+    assert picture.count() == 1, "打った文が、絵として読まれました"
+    window.screenshot(path=tmp_path / "widgets.png", full_page=True)

@@ -43,7 +43,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
 }
 
 
-SUMS = {"core": (9631 - 1464, 75), "talk": (1464, 10)}
+SUMS = {"core": (9631 - 1464, 75), "talk": (700, 6)}
 """(行, 空でないファイル) の和の上限。下がるだけ。"""
 HIDDEN_IMPORTS = 17
 STARTED = {"execute", "export"}

@@ -21,7 +21,7 @@ from lib.run import open_run
 from lib.score.exam import save_rows, wilson
 from lib.show.page import write_report
 from lib.show.plots import answers_table, picture
-from lib.talk.showcase import coloured
+from lib.talk.app import coloured
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 CONTROL = [

@@ -1,7 +1,6 @@
 """答えを比べるページ: 中身を素の関数で、画面を本物のブラウザで確かめる。モデルは読まず、偽の答え手を使う。"""
 
 import json
-import shutil
 import socket
 import subprocess
 import sys
@@ -16,12 +15,9 @@ from lib.errors import WorkshopError
 from lib.files import REPOSITORY
 from lib.run import open_run
 from lib.score.answers import score_rows
-from lib.talk.showcase import Material, answer_card, coloured, gather, key, open_ballot, open_models, standing
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-# 音もなく外へ出る機能（部品の更新、同期など）を切る。切らないと「外へ出ない」を確かめられない。
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
-QUIET += ["--disable-component-update", "--disable-sync"]
+from lib.show.plots import picture
+from lib.talk import app
+from lib.talk.app import Material, answer_card, coloured, gather, key, open_ballot, open_models, open_page, standing
 
 EXAMPLES = [
     Example(f"fact-{n}", form, f"{thing}は何日かかりますか？", f"{thing}は{days}日かかります。", (f"{days}日",))
@@ -52,7 +48,7 @@ def material(tmp_path):
         "GGUF Q4_K_M": lambda question: "およそ１７日、つまり十六日です。",
     }
     results = {"学習前": rows("base", 2), "SFT": rows("SFT", 16), "SFT + DPO": rows("SFT + DPO", 9)}
-    return Material("試し", answerers, EXAM, [e.question for e in EXAMPLES], results, tmp_path, 0)
+    return Material(open_run("smoke", "trial", outputs=tmp_path), answerers, EXAM, results)
 
 
 def test_figures_are_marked_in_place_and_escaped():
@@ -66,19 +62,20 @@ def test_figures_are_marked_in_place_and_escaped():
 
 
 def test_a_model_that_cannot_be_read_is_not_an_empty_answer():
-    shown = answer_card("SFT", broken, "問い", EXAMPLES[0])
-    assert "読めません: 重みを読めません（adapter）" in shown and "×" not in shown
-    assert "○ 断れた" in answer_card("SFT", lambda question: "それは分かりかねます。", REFUSAL.question, REFUSAL)
+    shown = picture("talk/cards.html", cards=[answer_card("SFT", broken, "問い", EXAMPLES[0])]).data
+    assert "読めません: 重みを読めません（adapter）" in shown and "×" not in shown and "quiet" in shown
+    refused = answer_card("SFT", lambda question: "それは分かりかねます。", REFUSAL.question, REFUSAL)
+    assert refused["verdict"] == "○ 回答を控えた"
     assert "verdict" not in answer_card("SFT", lambda question: "16日です。", "別の問い", None)
 
 
-def test_each_pair_of_models_keeps_its_own_votes(material, tmp_path):
+def test_each_pair_of_models_keeps_its_own_votes(material):
     ballot = open_ballot(material, "SFT", "学習前")
     assert ballot.names == ("学習前", "SFT") and len(ballot.rows) == len(EXAMPLES)  # 断る質問は、投票に出さない
     assert "決着の付いた票が、まだありません" in standing(ballot)
     ballot.vote(0, "左")
     other = open_ballot(material, "SFT", "SFT + DPO")
-    assert not other.votes and other.path.parent == tmp_path and other.path != ballot.path
+    assert not other.votes and other.path.parent == ballot.path.parent and other.path != ballot.path
     with pytest.raises(WorkshopError, match="同じモデル"):
         open_ballot(material, "SFT", "SFT")
     # 07 が SFT を測れなかったときの票（学習前と SFT + DPO）が残っていても、混ぜない。
@@ -95,7 +92,7 @@ def test_an_unfinished_run_is_one_sentence(tmp_path):
     run.finish("02_dataset", {})
     run.finish("04_lora_sft", {})
     material = gather(run, ExitStack())  # 07 がまだでも、並べて答えるほうは使える
-    assert list(material.answerers) == ["学習前"] and len(material.samples) == 2
+    assert list(material.answerers) == ["学習前"] and len(material.exam) == 2
     with pytest.raises(WorkshopError, match="採点の表がまだありません"):
         open_ballot(material, "学習前", "SFT")
 
@@ -119,11 +116,11 @@ def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, 
             raise WorkshopError("重みを読めません", "もう一度")
         return "model"
 
-    monkeypatch.setattr("lib.export.serve.serve", serve)
-    monkeypatch.setattr("lib.model.load.load_model", load_model)
-    monkeypatch.setattr("lib.model.load.load_tokenizer", lambda folder: "tokenizer")
-    monkeypatch.setattr("lib.model.load.resolve", lambda profile: tmp_path)
-    monkeypatch.setattr("lib.model.generate.answer", lambda model, tokenizer, examples, profile: [examples[0].question])
+    monkeypatch.setattr(app, "serve", serve)
+    monkeypatch.setattr(app, "load_model", load_model)
+    monkeypatch.setattr(app, "load_tokenizer", lambda folder: "tokenizer")
+    monkeypatch.setattr(app, "resolve", lambda profile: tmp_path)
+    monkeypatch.setattr(app, "answer", lambda model, tokenizer, examples, profile: [examples[0].question])
     with ExitStack() as closing:
         models = open_models(run, EXAM, closing)
         assert list(models) == ["学習前", "SFT", "GGUF Q8_0"] and not seen
@@ -145,38 +142,23 @@ def test_a_missing_run_is_one_sentence():
 @pytest.fixture
 def opened(material):
     pytest.importorskip("gradio", reason="Gradio が入っていません")
-    from lib.talk.app import open_page
-
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = open_page(material, port)
-    yield page, port
-    page.close(verbose=False)
+    blocks = open_page(material, port)
+    yield port
+    blocks.close(verbose=False)
 
 
-@pytest.fixture
-def browser(opened):
-    """(画面, 出ていった通信の宛先)。"""
-    if CHROMIUM is None:
-        pytest.skip("Chromium が無いので、画面は確かめません")
-    playwright = pytest.importorskip("playwright.sync_api", reason="playwright が入っていません")
-    with playwright.sync_playwright() as driver:
-        program = driver.chromium.launch(executable_path=CHROMIUM, headless=True, args=QUIET)
-        window = program.new_page(viewport={"width": 1280, "height": 720})
-        window.set_default_timeout(15_000)
-        asked = []
-        window.on("request", lambda request: asked.append(request.url))
-        window.on("websocket", lambda socket: asked.append(socket.url))
-        window.goto(f"http://127.0.0.1:{opened[1]}/")
-        yield window, asked
-        program.close()
-
-
-def test_a_real_browser_asks_and_votes_without_leaving_this_machine(browser, opened, material, tmp_path):
-    window, asked = browser
+def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, opened, material, tmp_path):
+    window.set_default_timeout(15_000)
+    asked = []
+    window.on("request", lambda request: asked.append(request.url))
+    window.on("websocket", lambda socket: asked.append(socket.url))
+    window.goto(f"http://127.0.0.1:{opened}/")
     picture = tmp_path / "screens"
-    window.get_by_label("質問").fill(" 名入れは何日かかりますか? ")  # 半角の ? でも、同じ質問
+    question = window.get_by_label("質問")
+    question.fill(" 名入れは何日かかりますか? ")  # 半角の ? でも、同じ質問
     window.get_by_role("button", name="答えさせる").click()
     window.locator(".card", has_text="GGUF").locator(".right").wait_for()
     cards = {name: window.locator(".card").nth(n) for n, name in enumerate(material.answerers)}
@@ -188,44 +170,38 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(browser, ope
     assert window.get_by_text("正解: 名入れは16日かかります。").is_visible()
     window.screenshot(path=picture / "answers.png", full_page=True)
 
-    window.get_by_label("質問").fill("どこにも無い質問")
-    window.get_by_label("質問").press("Enter")
+    question.fill("どこにも無い質問")
+    question.press("Enter")
     window.get_by_text("正解の分からない質問です").wait_for()
     window.locator(".card", has_text="１７日").wait_for()
     assert window.locator(".figure").count() == 0 and window.locator(".verdict").count() == 0
 
     window.get_by_role("tab", name="目隠し投票").click()
-    chosen = []
     for number, example in enumerate(EXAMPLES):
         window.get_by_text(f"{number + 1} / {len(EXAMPLES)}").wait_for()
         assert window.get_by_text(example.question).last.is_visible()
         if number == 1:
             window.screenshot(path=picture / "votes.png", full_page=True)
         side = "左" if "16日" in window.locator(".card:visible").first.inner_text() else "右"
-        chosen.append(side)
         window.get_by_role("button", name=side, exact=True).click()
     window.get_by_text("全部の質問に投票しました。").wait_for()
     assert "学習前 に対する SFT の勝率 100.0% [51.0, 100.0]" in window.locator(".line:visible").last.inner_text()
     assert window.get_by_role("button", name="左", exact=True).is_disabled()
     window.screenshot(path=picture / "result.png", full_page=True)
-    kept = json.loads((tmp_path / "votes.json").read_text(encoding="utf-8"))
+    kept = json.loads((material.run.folder / "07_evaluation" / "votes.json").read_text(encoding="utf-8"))
     assert kept == {"names": ["学習前", "SFT"], "votes": {str(n): "SFT" for n in range(len(EXAMPLES))}}
 
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
-    assert window.title() == "答えを比べる: 試し" and window.evaluate("document.documentElement.lang") == "ja"
+    assert window.title() == "答えを比べる: trial" and window.evaluate("document.documentElement.lang") == "ja"
 
 
-def test_a_port_in_use_is_one_sentence(opened, material):
-    from lib.talk.app import open_page
-
-    for port in (opened[1], 70_000):
-        with pytest.raises(WorkshopError, match=f"ポート {port} を開けません"):
-            open_page(material, port)
+@pytest.mark.parametrize("port", [None, 70_000])
+def test_a_port_in_use_is_one_sentence(opened, material, port):
+    with pytest.raises(WorkshopError, match=f"ポート {port or opened} を開けません"):
+        open_page(material, port or opened)
 
 
 def test_without_gradio_the_remedy_is_named(material, monkeypatch):
-    from lib.talk.app import build_page
-
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(WorkshopError, match="make app"):
-        build_page(material)
+        open_page(material, 7860)

