@@ -8,7 +8,7 @@ import nbformat
 import pytest
 from conftest import start
 
-from lib.files import REPOSITORY, read_json
+from lib.files import REPOSITORY, check_folder, file_sha256, read_json
 from lib.run import OUTPUTS, STAGES
 
 RUN = "pytest-smoke"
@@ -80,6 +80,11 @@ def test_every_stage_left_its_artefacts(finished):
         "08_ladder/ladder_evaluation.json",
     ):
         assert (folder / name).stat().st_size > 0, name
+    publish = folder / "06_merge_to_gguf" / "publish"
+    for line in (publish / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
+        digest, name = line.split("  ")
+        assert file_sha256(publish / name) == digest, name
+    check_folder(folder / "06_merge_to_gguf" / "merged")
 
 
 def test_what_holds_on_any_budget(finished):
