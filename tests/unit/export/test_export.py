@@ -16,12 +16,12 @@ from lib.export.gguf import convert_to_f16, open_gguf, quantize
 from lib.profiles import get_profile
 
 RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
-NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "planned", "shape", "megabytes", torch=torch)
+NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
 SMOLLM2 = NOTEBOOK.shape(576, 1536, 30, 9, 3, 64, 49152, True)
 
 
 def types(config, kind):
-    return Counter(chosen.name for chosen, _ in NOTEBOOK.planned(config, kind))
+    return Counter(chosen.name for chosen, _ in NOTEBOOK.type_plan(config, kind))
 
 
 @pytest.mark.parametrize(
