@@ -61,12 +61,10 @@ def _column(kind: str) -> Any:
     role, several, optional = kind.rstrip("*?"), kind.endswith("*"), kind.endswith("?")
 
     def wrap(value: Any) -> Any:
-        if optional and value in (None, ""):
-            return []
-        return value if several and isinstance(value, list) and value else [{"role": role, "content": value}]
+        turns = [] if optional and value in (None, "") else [{"role": role, "content": value}]
+        return value if several and isinstance(value, list) and value else turns
 
-    turns = Annotated[list[Turn], BeforeValidator(wrap) if role else Field(min_length=1)]
-    return turns, [] if optional else ...
+    return Annotated[list[Turn], BeforeValidator(wrap) if role else Field(min_length=1)], [] if optional else ...
 
 
 FORMS = {
@@ -111,10 +109,8 @@ class Report:
         forms = "、".join(f"{form} {count}" for form, count in Counter(row.form for row in self.rows).most_common())
         counts = "・".join(f"{mark[2:]} {self.count(level)}" for level, mark in MARKS.items())
         lines, seen = [f"{self.file}: {len(self.rows)} 件（{forms}）  {counts}"], Counter[str]()
-        if self.tokens:
-            lines.append(
-                f"トークン数: 最小 {min(self.tokens)}・中央 {median_low(self.tokens)}・最大 {max(self.tokens)}"
-            )
+        if t := self.tokens:
+            lines.append(f"トークン数: 最小 {min(t)}・中央 {median_low(t)}・最大 {max(t)}")
         for p in self.problems:
             seen[p.code] += 1
             if seen[p.code] <= limit:
@@ -197,19 +193,15 @@ def _json(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
     """JSONL の行か、JSON の配列の要素を、始まりの行とともに一つずつ返す。"""
     text = re.sub("\r\n?", "\n", text)
     head = next(re.finditer(r"\s*(\[?)[ \t]*(\n?)\s*(\]?)", text))
-    if suffix == ".jsonl" and not (head[1] and head[2]):  # splitlines は、文の中の U+2028 でも切るので使わない
-        rows = ((n, row.removeprefix("\ufeff")) for n, row in enumerate(text.split("\n"), 1) if row.strip())
-        yield from ((number, _parse(row)) for number, row in rows)
-    elif suffix == ".jsonl" or not head[1]:
-        what = "一行に一件ではなく、全体が配列です" if suffix == ".jsonl" else "全体が [ ] の配列ではありません"
-        line = text.count("\n", 0, head.start(1)) + 1
-        yield line, ("stopped", what, "一行に一件なら拡張子を .jsonl に、全体が配列なら .json にしてください")
-    elif not head[3]:
-        yield from _elements(text, head.end())
-
-
-def _elements(text: str, at: int) -> Iterator[tuple[int, Any]]:
-    line, seen, mark = 1, 0, ","
+    lines, array = suffix == ".jsonl", bool(head[1])
+    if lines and not (array and head[2]):  # splitlines は、文の中の U+2028 でも切るので使わない
+        found = enumerate(text.split("\n"), 1)
+        yield from ((number, _parse(line.removeprefix("\ufeff"))) for number, line in found if line.strip())
+    elif lines or not array:
+        what = "一行に一件ではなく、全体が配列です" if lines else "全体が [ ] の配列ではありません"
+        remedy = "一行に一件なら拡張子を .jsonl に、全体が配列なら .json にしてください"
+        yield text.count("\n", 0, head.start(1)) + 1, ("stopped", what, remedy)
+    line, seen, at, mark = 1, 0, head.end(), "" if lines or not array or head[3] else ","
     while mark == ",":
         line, seen = line + text.count("\n", seen, at), at
         try:
@@ -221,9 +213,9 @@ def _elements(text: str, at: int) -> Iterator[tuple[int, Any]]:
         yield line, _parse(text[at:end])
         gap = next(re.compile(r"\s*(.?)\s*").finditer(text, end))
         mark, at = gap[1], gap.end()
-    if mark != "]" or at < len(text):
-        line += text.count("\n", seen, gap.start(1))
-        yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
+        if mark != "," and (mark != "]" or at < len(text)):
+            line += text.count("\n", seen, gap.start(1))
+            yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
 
 
 def _csv(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
@@ -382,20 +374,20 @@ def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256)
 
 def _check_whole(report: Report) -> None:
     """ファイル全体のこと: 混じった形、使われない列、ライセンス。"""
-    forms = Counter(row.form for row in report.rows if row.form in FORMS).most_common()
-    for form, count in forms[1:]:
-        line = next(row.line for row in report.rows if row.form == form)
-        report.add(line, "mixed-format", forms[0][0], form, count)
-    lines: dict[str, int] = {}
-    licences: dict[str, int] = {}
+    first: dict[tuple[str, str], int] = {}
     for row in report.rows:
+        first.setdefault(("form", row.form), row.line)
         for name, column in _shape(tuple(row.data))[1].items():
-            lines.setdefault(name, row.line)
+            first.setdefault(("column", name), row.line)
             if name == "licence":
-                licences.setdefault(str(row.data[column] or ""), row.line)
+                first.setdefault(("licence", str(row.data[column] or "")), row.line)
+    main, *others = Counter(row.form for row in report.rows if row.form in FORMS).most_common() or [("", 0)]
+    for form, count in others:
+        report.add(first["form", form], "mixed-format", main[0], form, count)
     for code, rule in TABLE["columns"].items():
-        if lines.keys() >= set(rule["columns"]):
-            report.add(max(lines[name] for name in rule["columns"]), code)
+        if lines := [first["column", name] for name in rule["columns"] if ("column", name) in first]:
+            report.add(lines[0], code)
+    licences = {value: line for (kind, value), line in first.items() if kind == "licence"}
     for value, line in licences.items():
         if re.search(_RULES["licence"]["pattern"], value.strip().lower().replace(" ", "-")):
             report.add(line, "licence", _show(value))
@@ -421,15 +413,13 @@ def read_own(path: str | Path) -> list[OwnRow]:
     report, rows = Report(path), []
     for problem in report.problems:
         if problem.level == "error":
-            remedy, place = (
-                f"{problem.remedy}（make check で全体を調べられます）",
-                f"{problem.file}:{problem.line} 行目",
-            )
-            raise WorkshopError(problem.message, remedy, place)
+            place = f"{problem.file}:{problem.line} 行目"
+            raise WorkshopError(problem.message, f"{problem.remedy}（make check で全体を調べられます）", place)
     for row in report.rows:
         system = row.said[0][1] if row.said[0][0] == "system" else OWN_SYSTEM
         *history, (_, question), (_, text) = [turn for turn in row.said if turn[0] != "system"]
-        answer, given, fact = text.strip(), _field(row.data, "figures"), _field(row.data, "fact")
+        answer, keys = text.strip(), {name: (name, *_WORDS["aliases"][name]) for name in ("fact", "figures")}
+        fact, given = (next((row.data[k] for k in keys[name] if row.data.get(k)), None) for name in keys)
         if isinstance(given, str):
             given = [word.strip() for word in re.split(r"[、,;；|]", normalise_width(given)) if word.strip()]
         # 正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。
@@ -438,10 +428,6 @@ def read_own(path: str | Path) -> list[OwnRow]:
         fact = normalise_width(str(fact or answer))
         rows.append(OwnRow(fact, question.strip(), answer, system, figures, before, row.line))
     return rows
-
-
-def _field(data: dict[str, Any], name: str) -> Any:
-    return next((data[key] for key in (name, *_WORDS["aliases"][name]) if data.get(key)), None)
 
 
 def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Split:
