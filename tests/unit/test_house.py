@@ -29,7 +29,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "profiles": (169, set()),
     "run": (222, {"files", "profiles"}),
     "text": (378, set()),
-    "data": (862, {"files", "profiles", "text"}),
+    "data": (731, {"files", "profiles", "text"}),
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (611, {"files", "profiles", "text", "data", "model", "run"}),
