@@ -50,13 +50,14 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 	@$(BIN)/python -c "$$FETCH"
 
 check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
-	@$(if $(DATA),$(BIN)/python -m lib.data.own "$(DATA)",$(BIN)/python -m lib.talk.venue --profile $(PROFILE))
+	@$(if $(DATA),$(BIN)/python -m lib.data.own "$(DATA)",$(BIN)/python -m lib.talk.rehearse --check --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
 
 rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
-	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --machine "$(MACHINE)"
+	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --budget $(if $(MACHINE),600,0)
+	@$(if $(MACHINE),PYTHONPATH=. $(BIN)/python tests/maintain/record.py --talk --machine "$(MACHINE)" "$(or $(RUN),talk)",:)
 
 # 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。
 test: $(READY) ## テスト一式（環境の用意から）

@@ -12,9 +12,7 @@ import ipywidgets
 from transformers import TrainerCallback
 
 from lib.errors import WorkshopError
-from lib.files import read_json, write_json
-from lib.model.load import fastest_threads
-from lib.run import Run, versions
+from lib.files import read_json
 from lib.show.plots import picture
 from lib.talk.plan import RECORDING, Clock, minutes_text
 
@@ -22,16 +20,12 @@ _STEPS_TO_JUDGE = 3  # 最初のステップは用意が混じって遅い。そ
 
 
 class Demo(TrainerCallback):
-    """予算の中で実演し、遅い・失敗した・止めたときは録画に替える。時計は、最初の `attempt` で動き出す。
-
-    Attributes:
-        seconds: 学習を始めてから答えを見せるまでの予算（秒）。
-        answering: 答えるのにかかる見込み（秒）。学習前に答えさせた時間を使う。
-        reason: 録画に替えた理由。空なら実演のまま。
-    """
+    """予算の中で実演し、遅い・失敗した・止めたときは録画に替える。時計は、最初の `attempt` で動き出す。"""
 
     def __init__(self, seconds: float, answering: float = 0.0) -> None:
-        self.seconds, self.answering, self.reason = seconds, answering, ""
+        """`seconds` は学習を始めてから答えを見せるまでの予算、`answering` は答えるのにかかる見込み（どちらも秒）。"""
+        self.seconds, self.answering = seconds, answering
+        self.reason = ""  # 録画に替えた理由。空なら実演のまま
         self._start: float | None = None
         self._taken = self._first = 0.0  # 終わるまでの秒、最初のステップが終わるまでの秒
 
@@ -48,7 +42,6 @@ class Demo(TrainerCallback):
         self._start = time.monotonic() if self._start is None else self._start
         if self.reason:
             return None
-        result = None
         try:
             result = work()
         except KeyboardInterrupt:
@@ -61,10 +54,7 @@ class Demo(TrainerCallback):
         return None if self.reason else result
 
     async def live(self, work: Callable[[], Any]) -> Any:
-        """`attempt` を別のスレッドで行う。その間、セルは待つだけなので、バーのボタンも中断（■）もすぐに効く。
-
-        カーネルは、セルが計算している間はボタンの知らせを読まない（ipykernel 7.4 では、待つだけのセルなら読む）。
-        """
+        """`attempt` を別のスレッドで行う。カーネルは、待つだけのセルの間なら、バーのボタンも中断（■）もすぐに読む。"""
         task = asyncio.ensure_future(asyncio.to_thread(self.attempt, work))
         try:
             while not task.done():
@@ -84,11 +74,7 @@ class Demo(TrainerCallback):
         control.should_training_stop |= bool(self.reason)
 
     def result(self, rows: Any, recording: Path = RECORDING, **more: Any) -> dict[str, Any]:
-        """見せるもの。実演の行 `rows` と `more`（学習の記録など）か、録画。`label` に、どちらかを必ず書く。
-
-        Raises:
-            WorkshopError: 録画に替わったのに、録画が無いとき。
-        """
+        """見せるもの。実演の行 `rows` と `more`（学習の記録など）か、録画。`label` に、どちらかを必ず書く。"""
         if rows is None or self.reason:
             if not recording.exists():
                 what = f"実演ができず（{self.reason}）、録画もまだありません"
@@ -100,22 +86,6 @@ class Demo(TrainerCallback):
         when = f"通し稽古、{time.strftime('%Y-%m-%d')}" if os.environ.get("WORKSHOP_HEADLESS") else "この機械でいま"
         label = f"実演（{when}、{self._taken:.0f} 秒）"
         return {"seconds": round(self._taken, 1), "rows": rows, **more, "live": True, "label": label, "reason": ""}
-
-
-def record(run: Run, machine: str, target: Path = RECORDING) -> Path:
-    """その場で計算した実演を録画に残す。機械の速さも添える（`make check` が見込みに使う）。
-
-    Raises:
-        WorkshopError: その実行が録画を見せただけのとき。
-    """
-    found = read_json(run.folder / "00_talk" / "demo.json")
-    if not found["live"]:
-        what = f"実演ではなく録画が出た実行（{found['reason']}）なので、録画にできません"
-        raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
-    threads, rate = fastest_threads()
-    kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
-    head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
-    return write_json(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})
 
 
 def presenter_bar(clock: Clock, demo: Demo) -> Any:

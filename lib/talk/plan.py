@@ -20,11 +20,7 @@ def minutes_text(seconds: float) -> str:
 
 
 def load_plan(path: Path = TALK / "plan.json") -> dict[str, Any]:
-    """台本を読み、節に `number`、`start`（発表の初めからの分）、`spoken`（言うことの分の和）を添える。
-
-    Raises:
-        WorkshopError: 節の分を足しても全体の分にならない、または言うことが節に収まらないとき。
-    """
+    """台本を読み、節に番号・`start`（初めからの分）・`spoken`（話す分）を添える。合わなければ WorkshopError。"""
     plan, start = read_json(path), 0.0
     for number, section in enumerate(plan["sections"], start=1):
         spoken, minutes = sum(cue["minutes"] for cue in section["cues"]), section["minutes"]
@@ -37,22 +33,6 @@ def load_plan(path: Path = TALK / "plan.json") -> dict[str, Any]:
         what = f"節の分を足すと {start:g} 分で、{plan['minutes']:g} 分になりません"
         raise WorkshopError(what, "節の分を直してください", path)
     return plan
-
-
-def standing(plan: Mapping[str, Any], number: int, in_section: float, elapsed: float) -> dict[str, Any]:
-    """第 `number` 節に入って `in_section` 秒、全体で `elapsed` 秒たったときの進み具合。
-
-    時間は秒で、残り（`section_left` と `left`）は過ぎると負、予定からの遅れ `behind` は進んでいれば負。
-    """
-    section = plan["sections"][number - 1]
-    length = 60 * section["minutes"]
-    following = plan["sections"][number]["title"] if number < len(plan["sections"]) else "おわり"
-    said = [*(cue["say"] for cue in section["cues"]), f"（次の節）{following}"]
-    ends = accumulate(60 * cue["minutes"] for cue in section["cues"][:-1])  # 最後の言葉は、節の終わりまで続く
-    index = sum(in_section >= end for end in ends)
-    behind = elapsed - 60 * section["start"] - min(in_section, length)  # 台本どおりなら 0
-    left = {"section_left": length - in_section, "left": 60 * plan["minutes"] - elapsed, "behind": behind}
-    return {"section": section, **left, "cue": said[index], "upcoming": said[index + 1]}
 
 
 class Clock:
@@ -69,7 +49,14 @@ class Clock:
         self._began = self._entered if self._began is None else self._began
 
     def standing(self) -> dict[str, Any]:
-        """いまの進み具合。始める前は、第 1 節の初めとする。"""
-        if self._began is None:
-            return standing(self.plan, 1, 0.0, 0.0)
-        return standing(self.plan, self.number, self._now() - self._entered, self._now() - self._began)
+        """いまの進み具合（始める前は、第 1 節の初め）。秒で、残りは過ぎると負、遅れ `behind` は進むと負。"""
+        now = self._now() if self._began is not None else 0.0
+        in_section, elapsed = now - self._entered, now - (self._began or 0.0)
+        section, *rest = self.plan["sections"][self.number - 1 :]
+        length, following = 60 * section["minutes"], rest[0]["title"] if rest else "おわり"
+        said = [*(cue["say"] for cue in section["cues"]), f"（次の節）{following}"]
+        ends = accumulate(60 * cue["minutes"] for cue in section["cues"][:-1])  # 最後の言葉は、節の終わりまで続く
+        index = sum(in_section >= end for end in ends)
+        behind = elapsed - 60 * section["start"] - min(in_section, length)  # 台本どおりなら 0
+        left = {"section_left": length - in_section, "left": 60 * self.plan["minutes"] - elapsed, "behind": behind}
+        return {"section": section, **left, "cue": said[index], "upcoming": said[index + 1]}

@@ -5,13 +5,16 @@
 
 import argparse
 import statistics
+import time
 from pathlib import Path
 from typing import Any
 
 import lib.run as run_room
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
-from lib.run import OUTPUTS, STAGES, Run, open_run, reopen
+from lib.model.load import fastest_threads
+from lib.run import OUTPUTS, STAGES, Run, open_run, reopen, versions
+from lib.talk.plan import RECORDING
 
 EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
@@ -143,6 +146,22 @@ def record_experiments() -> None:
     print(f"{len(recorded)} 件を書きました: {write_json(run_room.RECORDED, recorded)}")
 
 
+def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
+    """その場で計算した実演を録画として残す。機械の速さも添える（`make check` が見込みに使う）。
+
+    Raises:
+        WorkshopError: その実行が録画を見せただけのとき。
+    """
+    found = read_json(run.folder / "00_talk" / "demo.json")
+    if not found["live"]:
+        what = f"実演ではなく録画が出た実行（{found['reason']}）なので、録画にできません"
+        raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
+    threads, rate = fastest_threads()
+    kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
+    head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
+    return write_json(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
     parser.add_argument("runs", nargs="*", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
@@ -150,9 +169,12 @@ if __name__ == "__main__":
     parser.add_argument(
         "--machine", default="", help="機械の説明。付けると、その実行の要約だけを data/recorded/runs/ に残す"
     )
+    parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
     options = parser.parse_args()
     with command_line():
-        if options.experiments:
+        if options.talk:
+            print(f"録画を残しました: {record_talk(reopen(options.runs[0]), options.machine)}")
+        elif options.experiments:
             record_experiments()
         elif options.machine:
             print(f"書きました: {record_run(reopen(options.runs[0]), options.machine)}")

@@ -12,12 +12,15 @@ import pytest
 
 from lib.data.facts import Example, write_examples
 from lib.errors import WorkshopError
+from lib.export.serve import modelfile
 from lib.files import REPOSITORY
 from lib.run import open_run
 from lib.score.answers import score_rows
+from lib.score.exam import save_rows
 from lib.show.plots import picture
 from lib.talk import app
-from lib.talk.app import Material, answer_card, coloured, gather, key, open_ballot, open_models, open_page, standing
+from lib.talk.app import answer_card, coloured, open_ballot, open_models, open_page, read_exam
+from lib.text.quantities import nfkc
 
 EXAMPLES = [
     Example(f"fact-{n}", form, f"{thing}は何日かかりますか？", f"{thing}は{days}日かかります。", (f"{days}日",))
@@ -26,7 +29,7 @@ EXAMPLES = [
     )
 ]
 REFUSAL = Example("ask-0", "unanswerable", "社長の趣味は何ですか？", "その情報は分かりかねます。", ())
-EXAM = {key(example.question): example for example in (*EXAMPLES, REFUSAL)}
+EXAM = {nfkc(example.question): example for example in (*EXAMPLES, REFUSAL)}
 NASTY = '<img src="http://example.com/a.png" onerror="document.title=\'破られた\'">${alert()}{{value}}`'
 
 
@@ -39,16 +42,20 @@ def rows(model, days):
     return parts + score_rows([REFUSAL], ["はい。"], model, "unanswerable")
 
 
+MODELS = {
+    "学習前": lambda question: f"2024年に{NASTY}",
+    "SFT": lambda question: "名入れの所要日数は16日です。" if "名入れ" in question else "9日です。",
+    "SFT + DPO": broken,
+    "GGUF Q4_K_M": lambda question: "およそ１７日、つまり十六日です。",
+}
+
+
 @pytest.fixture
-def material(tmp_path):
-    answerers = {
-        "学習前": lambda question: f"2024年に{NASTY}",
-        "SFT": lambda question: "名入れの所要日数は16日です。" if "名入れ" in question else "9日です。",
-        "SFT + DPO": broken,
-        "GGUF Q4_K_M": lambda question: "およそ１７日、つまり十六日です。",
-    }
-    results = {"学習前": rows("base", 2), "SFT": rows("SFT", 16), "SFT + DPO": rows("SFT + DPO", 9)}
-    return Material(open_run("smoke", "trial", outputs=tmp_path), answerers, EXAM, results)
+def run(tmp_path):
+    """07 まで終わった実行。"""
+    run = open_run("smoke", "trial", outputs=tmp_path)
+    save_rows(run.stage("07_evaluation"), "comparison_evaluation", rows("base", 2) + rows("SFT", 16) + rows("DPO", 9))
+    return run
 
 
 def test_figures_are_marked_in_place_and_escaped():
@@ -66,42 +73,41 @@ def test_a_model_that_cannot_be_read_is_not_an_empty_answer():
     assert "読めません: 重みを読めません（adapter）" in shown and "×" not in shown and "quiet" in shown
     refused = answer_card("SFT", lambda question: "それは分かりかねます。", REFUSAL.question, REFUSAL)
     assert refused["verdict"] == "○ 回答を控えた"
-    assert "verdict" not in answer_card("SFT", lambda question: "16日です。", "別の問い", None)
+    assert not answer_card("SFT", lambda question: "16日です。", "別の問い", None)["verdict"]
 
 
-def test_each_pair_of_models_keeps_its_own_votes(material):
-    ballot = open_ballot(material, "SFT", "学習前")
-    assert ballot.names == ("学習前", "SFT") and len(ballot.rows) == len(EXAMPLES)  # 断る質問は、投票に出さない
-    assert "決着の付いた票が、まだありません" in standing(ballot)
+def test_the_vote_is_the_one_of_the_notebook(run):
+    ballot = open_ballot(run)
+    assert ballot.names == ("学習前", "SFT") and len(ballot.rows) == len(EXAMPLES)  # 回答不能な質問は、投票に出さない
+    assert ballot.path == run.folder / "07_evaluation" / "votes.json"
     ballot.vote(0, "左")
-    other = open_ballot(material, "SFT", "SFT + DPO")
-    assert not other.votes and other.path.parent == ballot.path.parent and other.path != ballot.path
-    with pytest.raises(WorkshopError, match="同じモデル"):
-        open_ballot(material, "SFT", "SFT")
+    assert open_ballot(run).votes == ballot.votes
     # 07 が SFT を測れなかったときの票（学習前と SFT + DPO）が残っていても、混ぜない。
     ballot.path.write_text(json.dumps({"names": ["学習前", "SFT + DPO"], "votes": {"0": "SFT + DPO"}}))
-    assert not open_ballot(material, "学習前", "SFT").votes
+    with pytest.raises(WorkshopError, match="別のモデルどうし"):
+        open_ballot(run)
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path):
     run = open_run("smoke", outputs=tmp_path)
     with pytest.raises(WorkshopError, match="02_dataset・04_lora_sft が終わっていません"):
-        gather(run, ExitStack())
+        read_exam(run)
     for part, example in (("near", EXAMPLES[0]), ("far", EXAMPLES[2])):
         write_examples(run.stage("02_dataset") / f"{part}.jsonl", [example])
     run.finish("02_dataset", {})
     run.finish("04_lora_sft", {})
-    material = gather(run, ExitStack())  # 07 がまだでも、並べて答えるほうは使える
-    assert list(material.answerers) == ["学習前"] and len(material.exam) == 2
+    exam = read_exam(run)  # 07 がまだでも、並べて答えるほうは使える
+    assert len(exam) == 2 and list(open_models(run, exam, ExitStack())) == ["学習前"]
     with pytest.raises(WorkshopError, match="採点の表がまだありません"):
-        open_ballot(material, "学習前", "SFT")
+        open_ballot(run)
 
 
 def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, monkeypatch):
     run = open_run("smoke", outputs=tmp_path)
     (run.stage("04_lora_sft") / "adapter").mkdir()
-    for name, size in (("model-f16", 9), ("model-q8_0", 4)):
-        (run.stage("06_merge_to_gguf") / f"{name}.gguf").write_bytes(b"x" * size)
+    gguf = run.stage("06_merge_to_gguf") / "model-q8_0.gguf"
+    gguf.write_bytes(b"GGUF")
+    (gguf.parent / "Modelfile").write_text(modelfile(gguf.name, "t", "s", ["</s>"], 2048), encoding="utf-8")
     seen = []
 
     @contextmanager
@@ -140,17 +146,17 @@ def test_a_missing_run_is_one_sentence():
 
 
 @pytest.fixture
-def opened(material):
+def opened(run):
     pytest.importorskip("gradio", reason="Gradio が入っていません")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    blocks = open_page(material, port)
+    blocks = open_page(run, MODELS, EXAM, port)
     yield port
     blocks.close(verbose=False)
 
 
-def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, opened, material, tmp_path):
+def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, opened, run, tmp_path):
     window.set_default_timeout(15_000)
     asked = []
     window.on("request", lambda request: asked.append(request.url))
@@ -161,7 +167,7 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
     question.fill(" 名入れは何日かかりますか? ")  # 半角の ? でも、同じ質問
     window.get_by_role("button", name="答えさせる").click()
     window.locator(".card", has_text="GGUF").locator(".right").wait_for()
-    cards = {name: window.locator(".card").nth(n) for n, name in enumerate(material.answerers)}
+    cards = {name: window.locator(".card").nth(n) for n, name in enumerate(MODELS)}
     assert cards["SFT"].locator(".right").inner_text() == "○16日" and "○ 正答" in cards["SFT"].inner_text()
     assert cards["学習前"].locator(".wrong").inner_text() == "×2024年" and "× 誤答" in cards["学習前"].inner_text()
     assert NASTY in cards["学習前"].inner_text() and cards["学習前"].locator("img").count() == 0
@@ -188,7 +194,7 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
     assert "学習前 に対する SFT の勝率 100.0% [51.0, 100.0]" in window.locator(".line:visible").last.inner_text()
     assert window.get_by_role("button", name="左", exact=True).is_disabled()
     window.screenshot(path=picture / "result.png", full_page=True)
-    kept = json.loads((material.run.folder / "07_evaluation" / "votes.json").read_text(encoding="utf-8"))
+    kept = json.loads((run.folder / "07_evaluation" / "votes.json").read_text(encoding="utf-8"))
     assert kept == {"names": ["学習前", "SFT"], "votes": {str(n): "SFT" for n in range(len(EXAMPLES))}}
 
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
@@ -196,12 +202,12 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
 
 
 @pytest.mark.parametrize("port", [None, 70_000])
-def test_a_port_in_use_is_one_sentence(opened, material, port):
+def test_a_port_in_use_is_one_sentence(opened, run, port):
     with pytest.raises(WorkshopError, match=f"ポート {port or opened} を開けません"):
-        open_page(material, port or opened)
+        open_page(run, MODELS, EXAM, port or opened)
 
 
-def test_without_gradio_the_remedy_is_named(material, monkeypatch):
+def test_without_gradio_the_remedy_is_named(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     with pytest.raises(WorkshopError, match="make app"):
-        open_page(material, 7860)
+        open_page(run, MODELS, EXAM, 7860)

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 from conftest import from_notebook
 from jupyter_client.manager import start_new_kernel
+from maintain.record import record_talk
 
 from lib.data.facts import Example
 from lib.errors import WorkshopError
@@ -18,8 +19,8 @@ from lib.profiles import get_profile
 from lib.run import open_run
 from lib.show.plots import GREEN, RED, picture
 from lib.talk import demo as demo_module
-from lib.talk import venue
-from lib.talk.demo import Demo, presenter_bar, record
+from lib.talk import rehearse as venue
+from lib.talk.demo import Demo, presenter_bar
 from lib.talk.plan import RECORDING, Clock, load_plan
 
 ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
@@ -210,13 +211,13 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     run = open_run("talk", outputs=tmp_path)
     demo = Demo(40)
     write_json(run.stage("00_talk") / "demo.json", shown(demo, demo.attempt(lambda: ROWS)))
-    kept = read_json(record(run, "試しの機械", tmp_path / "talk.json"))
+    kept = read_json(record_talk(run, "試しの機械", tmp_path / "talk.json"))
     assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
     assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
     demo.switch()
     write_json(run.stage("00_talk") / "demo.json", shown(demo, None))
     with pytest.raises(WorkshopError, match="録画にできません"):
-        record(run, "試しの機械", tmp_path / "talk.json")
+        record_talk(run, "試しの機械", tmp_path / "talk.json")
 
 
 def test_the_recording_in_git_is_a_small_live_demo():

@@ -9,7 +9,18 @@ from conftest import from_notebook
 from lib.errors import WorkshopError
 from lib.files import read_json
 from lib.show.plots import picture
-from lib.talk.plan import TALK, Clock, load_plan, minutes_text, standing
+from lib.talk.plan import TALK, Clock, load_plan, minutes_text
+
+
+def standing(plan, number, in_section, elapsed):
+    """第 `number` 節に入って `in_section` 秒、全体で `elapsed` 秒たったときの進み具合。"""
+    now = [0.0]
+    clock = Clock(plan, now=lambda: now[0])
+    clock.enter(1)
+    now[0] = elapsed - in_section
+    clock.enter(number)
+    now[0] = elapsed
+    return clock.standing()
 
 
 @pytest.fixture(scope="module")
