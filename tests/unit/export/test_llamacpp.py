@@ -134,7 +134,7 @@ class Follower:
     def __call__(self, ids):
         return SimpleNamespace(logits=30 * torch.eye(5)[[NEXT[token] for token in ids[0].tolist()]][None])
 
-    def complete(self, prompt, limit, cache_prompt):
+    def complete(self, prompt, limit):
         said = [NEXT[prompt[-1]]]
         while said[-1] and len(said) < limit:  # 0 が終わりの印
             said.append(NEXT[said[-1]])
