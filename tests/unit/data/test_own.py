@@ -301,7 +301,10 @@ _VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["role", "content", "x"]), inner),
     max_leaves=8,
 )
-_KEYS = ["question", "answer", "messages", "prompt", "completion", "chosen", "rejected", "output", "質問"]
+_KEYS = ["question", "answer", "messages", "prompt", "completion", "chosen", "rejected", "質問"] + [
+    "instruction",
+    "output",
+]
 _ROLES = st.sampled_from(["system", "user", "assistant", "bot"])
 _TURNS = st.lists(st.fixed_dictionaries({"role": _ROLES, "content": st.text(max_size=20)}), max_size=4)
 _ROW = st.dictionaries(st.sampled_from(_KEYS), _VALUES | _TURNS | st.text(max_size=20), max_size=6)
