@@ -1,7 +1,4 @@
-"""発表で使う web ページ（Gradio）。モデルを並べて答えさせ、答えを左右に伏せて選んでもらう。127.0.0.1 にだけ開く。
-
-使い方: `python -m lib.talk.app --run 名前 [--port 7860]`（`make app`）。Gradio は、このページを開くときだけ使う。
-"""
+"""モデルを並べて答えさせ、左右に伏せて投票する web ページ（`make app`）。Gradio で、127.0.0.1 にだけ開く。"""
 
 import argparse
 import os
@@ -109,19 +106,16 @@ def open_ballot(run: Run) -> Ballot:
     return Ballot((one, two), rows, path, run.seed)
 
 
-def _cards(cards: list[dict[str, Any]]) -> str:
-    return picture("talk/cards.html", cards=cards).data
-
-
 def _answer_tab(gr: Any, models: Models, exam: dict[str, Example]) -> None:
     def ask_all(question: str) -> Iterator[tuple[str, str]]:
         question, cards = question.strip(), list[dict[str, Any]]()
         example = exam.get(nfkc(question))
         note = f"正解: {example.answer}" if example else "正解の分からない質問です（色も○×も付けません）。"
         for name, ask in models.items() if question else ():
-            yield escape(note), _cards([*cards, {"name": name, "body": "答えています…", "quiet": True}])
+            waiting = {"name": name, "body": "答えています…", "quiet": True}
+            yield escape(note), picture("talk/cards.html", cards=[*cards, waiting]).data
             cards.append(answer_card(name, ask, question, example))
-        yield escape(note if question else "質問を書いてください。"), _cards(cards)
+        yield escape(note if question else "質問を書いてください。"), picture("talk/cards.html", cards=cards).data
 
     with gr.Row(equal_height=True):
         box = gr.Textbox(label="質問", max_length=300, scale=5)
@@ -147,7 +141,8 @@ def _vote_tab(gr: Any, opened: Any, run: Run) -> None:
         if number is not None:
             text = f"{number + 1} / {len(ballot.rows)}　{ballot.rows[number][0]}"
             cards = [{"name": n, "body": said} for n, said in zip("左右", ballot.sides(number), strict=True)]
-        return [number, escape(text), _cards(cards), *[gr.Button(interactive=number is not None)] * 3]
+        shown = picture("talk/cards.html", cards=cards).data
+        return [number, escape(text), shown, *[gr.Button(interactive=number is not None)] * 3]
 
     seen, text = gr.State(None), gr.HTML(js_on_load=None, elem_classes="line")
     answers = gr.HTML(js_on_load=None, min_height=320)  # 答えの長さで、投票のボタンの位置が動かないように

@@ -14,9 +14,7 @@ from transformers import TrainerCallback
 from lib.errors import WorkshopError
 from lib.files import read_json
 from lib.show.plots import picture
-from lib.talk.plan import RECORDING, Clock, minutes_text
-
-_STEPS_TO_JUDGE = 3  # 最初のステップは用意が混じって遅い。その後の速さで見込みを立てるので、これだけ待つ
+from lib.talk.plan import RECORDING, Clock
 
 
 class Demo(TrainerCallback):
@@ -69,7 +67,7 @@ class Demo(TrainerCallback):
         self._first = self._first or elapsed
         pace = (elapsed - self._first) / (done - 1) if done > 1 else elapsed
         total = elapsed + pace * (state.max_steps - done) + self.answering
-        if elapsed > self.seconds or (done >= _STEPS_TO_JUDGE and total > self.seconds):
+        if elapsed > self.seconds or (done >= 3 and total > self.seconds):  # 初めの見込みは、用意が混じって大きい
             self.switch(f"見込み {total:.0f} 秒が、予算の {self.seconds:g} 秒を超えた")
         control.should_training_stop |= bool(self.reason)
 
@@ -91,13 +89,13 @@ class Demo(TrainerCallback):
 def presenter_bar(clock: Clock, demo: Demo) -> Any:
     """進み具合を 1 秒ごとに描き直し、録画に切り替えるボタンを置いたバー。画面の無い実行では、静かな文。"""
     if os.environ.get("WORKSHOP_HEADLESS"):
-        return picture("talk/bar.html", now=clock.standing(), clock=minutes_text)
+        return picture("talk/bar.html", now=clock.standing())
     shown = ipywidgets.HTML()
     buttons = [ipywidgets.Button(description=name) for name in ("◀ 前の節", "次の節 ▶", "録画に切り替える")]
     buttons[2].button_style = "warning"
 
     def draw() -> None:
-        shown.value = picture("talk/bar.html", now=clock.standing(), clock=minutes_text, reason=demo.reason).data
+        shown.value = picture("talk/bar.html", now=clock.standing(), reason=demo.reason).data
 
     def press(button: Any) -> None:
         if button is buttons[2]:

@@ -13,12 +13,6 @@ TALK = REPOSITORY / "data" / "talk"
 RECORDING = REPOSITORY / "data" / "recorded" / "talk.json"
 
 
-def minutes_text(seconds: float) -> str:
-    """秒を「3:05」の形にする。負なら「−0:20」。"""
-    whole = round(abs(seconds))
-    return f"{'−' if seconds < 0 and whole else ''}{whole // 60}:{whole % 60:02d}"
-
-
 def load_plan(path: Path = TALK / "plan.json") -> dict[str, Any]:
     """台本を読み、節に番号・`start`（初めからの分）・`spoken`（話す分）を添える。合わなければ WorkshopError。"""
     plan, start = read_json(path), 0.0

@@ -1,7 +1,6 @@
 """話す前に: この機械の下見（`make check`）と、画面なしの通し・節ごとの分・スライド（`make rehearse`）。"""
 
 import argparse
-import importlib
 import logging
 import shutil
 import sys
@@ -29,7 +28,6 @@ from lib.train.preflight import Finding, judge, require
 
 SOURCE = REPOSITORY / "notebooks" / "00_talk.ipynb"
 _SPARE_MINUTES = 2.0  # 言いよどみと拍手のために、最低これだけ余らせる
-_CELL_SECONDS = 900
 
 
 def findings(profile: Profile) -> Iterator[Finding]:
@@ -42,10 +40,11 @@ def findings(profile: Profile) -> Iterator[Finding]:
     fine = f"Python {sys.version.split()[0]} で、求める部品がそろっています"
     yield judge("部品", wrong or fine, wrong, "make setup を実行してください")
     try:
-        folder, said = on_disk(profile), f"{profile.model} が手元にあるか"
+        folder = on_disk(profile)
+        said = f"{profile.model}（{folder or '手元にありません'}）"
     except WorkshopError as error:
         folder, said = None, str(error)
-    yield judge("モデル", f"{said}: {folder or 'ありません'}", not folder, "つながる所で make fetch を実行してください")
+    yield judge("モデル", said, not folder, "つながる所で make fetch を実行してください")
     converter, remedy = converter_folder(), "06 を使うなら、つながる所で make fetch を実行してください"
     yield judge("変換器", converter.name, not converter.exists(), remedy, "warning")
     disk, memory = shutil.disk_usage(OUTPUTS).free / 1e9, psutil.virtual_memory().available / 2**30
@@ -56,7 +55,8 @@ def findings(profile: Profile) -> Iterator[Finding]:
     font = findfont("IPAexGothic")
     yield judge("フォント", f"図とスライドの日本語は {font}", "ipaex" not in font, "make setup を実行してください")
     try:
-        importlib.import_module("xllamacpp")
+        import xllamacpp  # noqa: F401
+
         yield Finding("llama.cpp", "ok", "xllamacpp が使えます")
     except (ImportError, OSError) as error:
         yield Finding("llama.cpp", "warning", f"使えません（{str(error)[:100]}）。06 と make app だけが使います")
@@ -74,9 +74,7 @@ def estimate(rate: float) -> Finding:
     seconds = recorded["seconds"] * recorded["gflops"] / rate
     said = f"およそ {seconds:.0f} 秒の見込み（この機械は毎秒 {rate:.0f} GFLOP、"
     said += f"録画した機械は {recorded['gflops']} GFLOP で {recorded['seconds']:.0f} 秒）。予算は {budget:g} 秒です"
-    return judge(
-        "実演", said, seconds > budget, "間に合わず録画に替わりそうです。ほかの処理を止めてください", "warning"
-    )
+    return judge("実演", said, seconds > budget, "録画に替わりそうです。ほかの処理を止めてください", "warning")
 
 
 def computed_seconds(cells: Sequence[Any]) -> list[float]:
@@ -106,7 +104,7 @@ def rehearse(profile: str, name: str | None, budget: float) -> None:
     """発表を通し、節ごとの表とスライドを残す。予定に収まらなければ `WorkshopError`。"""
     plan, run = load_plan(), open_run(profile, name)
     values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name, "BUDGET": budget}
-    executed = run_notebook(run, SOURCE, values, _CELL_SECONDS)
+    executed = run_notebook(run, SOURCE, values, timeout=900)
     table, fits = report(plan, computed_seconds(nbformat.read(executed, as_version=4).cells))
     shown = read_json(run.folder / "00_talk" / "demo.json")
     print(f"{table}\n実演: {shown['label']}  {shown['reason']}".rstrip())
@@ -124,8 +122,7 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=0, help="実演の予算（秒）。0 なら台本の値")
     parser.add_argument("--check", action="store_true", help="この機械の下見だけをする")
     options = parser.parse_args()
-    for name in ("papermill", "fontTools"):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    logging.disable(logging.WARNING)  # papermill と fontTools の独り言
     with command_line():
         if options.check:
             require(list(findings(get_profile(options.profile))))

@@ -37,13 +37,13 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "show": (316, {"files", "profiles", "run", "score", "data"}),
     "execute": (263, {"files", "run", "model", "show"}),
     "talk": (
-        569,
+        550,
         {"files", "profiles", "run", "data", "model", "text", "score", "export", "show", "train", "execute"},
     ),
 }
 
 
-SUMS = {"core": (9631 - 1464, 75), "talk": (569, 5)}
+SUMS = {"core": (9631 - 1464, 75), "talk": (550, 5)}
 """(行, 空でないファイル) の和の上限。下がるだけ。"""
 HIDDEN_IMPORTS = 17
 STARTED = {"execute", "export"}

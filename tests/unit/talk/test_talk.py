@@ -9,7 +9,7 @@ from conftest import from_notebook
 from lib.errors import WorkshopError
 from lib.files import read_json
 from lib.show.plots import picture
-from lib.talk.plan import TALK, Clock, load_plan, minutes_text
+from lib.talk.plan import TALK, Clock, load_plan
 
 
 def standing(plan, number, in_section, elapsed):
@@ -79,12 +79,13 @@ def test_the_clock_starts_once_and_stays_inside_the_talk(plan):
 
 def test_the_bar_says_late_or_ahead_and_escapes(plan):
     def bar(*at, **more):
-        return " ".join(picture("talk/bar.html", clock=minutes_text, now={**standing(plan, *at), **more}).data.split())
+        return " ".join(picture("talk/bar.html", now={**standing(plan, *at), **more}).data.split())
 
     assert "予定どおり" in bar(1, 20, 40)
     assert "1:30 遅れ" in bar(1, 60, 150) and "#D55E00" in bar(1, 60, 150) and "#D55E00" not in bar(1, 20, 40)
     assert "0:45 先行" in bar(2, 0, 60 * plan["sections"][1]["start"] - 45)
-    assert (minutes_text(65), minutes_text(-20), minutes_text(-0.2)) == ("1:05", "−0:20", "0:00")
+    for seconds, text in ((65, "1:05"), (-20, "−0:20"), (-0.2, "0:00")):
+        assert f"節の残り <b>{text}</b>" in bar(1, 0, 0, section_left=seconds)
     assert "&lt;b&gt;" in bar(1, 0, 0, cue="<b>")
 
 
