@@ -95,7 +95,7 @@ def test_the_talk_fits_and_leaves_a_deck(rehearsal):
 
 def test_the_deck_is_one_file_without_the_network(rehearsal):
     page = (OUTPUTS / RUN / "slides.html").read_text(encoding="utf-8")
-    assert not re.search(r'(src|href)="(?!data:|#)', page) and not re.search(r"url\((?!data:)", page)
+    assert not re.search(r'(src|href)="(?!data:|#)', page) and not re.search(r"url\((?!data:|#)", page)
     assert page.count("<svg") == 4 and "576 × 576" in page and "18,432 個（W の 5.56%）" in page
     assert page.count('class="slide"') >= 20 and page.count("<aside>") == 8 and 'lang="ja"' in page
     assert "想定問答" in page and "録画" in page and "まだ測っていない）" not in page
