@@ -171,9 +171,9 @@ def open_page(run: Run, models: Models, exam: dict[str, Example], port: int) -> 
         with gr.Tab("目隠し投票"):
             _vote_tab(gr, opened, run)
     options = {**read_json(TALK / "app.json"), "css_paths": TALK / "app.css"}
-    look = {"primary_hue": "blue", "text_size": "lg", "font": ("sans-serif",), "font_mono": ("monospace",)}
+    theme = gr.themes.Default(primary_hue="blue", text_size="lg", font="sans-serif", font_mono="monospace")
     try:
-        opened.launch(server_name="127.0.0.1", server_port=port, theme=gr.themes.Default(**look), **options)
+        opened.launch(server_name="127.0.0.1", server_port=port, theme=theme, **options)
     except (OSError, OverflowError):
         what = f"127.0.0.1 のポート {port} を開けません（ほかのものが使っているかもしれません）"
         raise WorkshopError(what, "make app PORT=7861 のように、別の番号にしてください") from None
