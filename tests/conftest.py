@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -18,9 +19,11 @@ import pytest
 if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 
+from lib.data.facts import DATA, read_jsonl, stable_order
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
 from lib.run import OUTPUTS
+from lib.score.answers import is_refusal
 from lib.score.exam import PARTS
 
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
@@ -177,9 +180,23 @@ def from_notebook(stage, *names, **given):
     return SimpleNamespace(**{name: space[name] for name in names})
 
 
+def preference_rules():
+    """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
+    made = from_notebook(
+        "02_dataset", "pair", "REASONS", "swap_figure", "wrong_figures", "invented", "spread", "question_of",
+        "make_pairs", "written_pairs", read_jsonl=read_jsonl, FOLDER=DATA, replace=replace,
+    )  # fmt: skip
+    ranked = from_notebook(
+        "05_preference", "ENDS", "POLITE_END", "is_rude", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",
+        "pair", "agreed", "rank_pairs", "pairs_by_hand", is_refusal=is_refusal, stable_order=stable_order,
+    )  # fmt: skip
+    return SimpleNamespace(**vars(made) | vars(ranked))
+
+
 def _defines(node):
     """その文が最上位で定義する名前。"""
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         return {node.name}
     targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
-    return {target.id for target in targets if isinstance(target, ast.Name)}
+    names = [name for target in targets for name in getattr(target, "elts", [target])]
+    return {name.id for name in names if isinstance(name, ast.Name)}

@@ -32,7 +32,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "data": (731, {"files", "profiles", "text"}),
     "model": (679, {"files", "profiles", "data", "text"}),
     "train": (673, {"files", "profiles", "model", "data", "run", "text"}),
-    "score": (611, {"files", "profiles", "text", "data", "model", "run"}),
+    "score": (384, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (316, {"files", "model"}),
     "show": (316, {"files", "profiles", "run", "score", "data"}),
     "execute": (263, {"files", "run", "model", "show"}),

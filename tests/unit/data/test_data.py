@@ -6,13 +6,13 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+from conftest import preference_rules
 
 from lib.data import facts
 from lib.data.facts import DATA, Example, find_leaks, make_split, make_unanswerable, read_jsonl
 from lib.errors import WorkshopError
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
-from lib.score.pairs import make_pairs
 from lib.text.quantities import states
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
@@ -41,7 +41,7 @@ def test_reference_answers_score_as_correct_and_wrong_pairs_do_not():
     split = make_split(get_profile("embedded"))
     assert all(is_correct(e, e.answer) for e in split.train + split.near + split.far + split.unseen)
     by_question = {e.question: e for e in split.train + split.near}
-    for pair in [p for part in make_pairs(split, 96) for p in part if p["reason"] == "数字が違う"]:
+    for pair in [p for part in preference_rules().make_pairs(split, 96) for p in part if p["reason"] == "数字が違う"]:
         example = by_question[pair["prompt"][-1]["content"]]
         assert is_correct(example, pair["chosen"][0]["content"])
         assert not is_correct(example, pair["rejected"][0]["content"])
@@ -61,7 +61,7 @@ def test_split_keeps_phrasings_and_facts_apart(name):
 def test_no_leak_between_training_and_every_held_out_question():
     profile = replace(get_profile("embedded"), train_facts=52)
     split = make_split(profile)
-    pairs, _ = make_pairs(split, profile.preference_pairs)
+    pairs, _ = preference_rules().make_pairs(split, profile.preference_pairs)
     ask_train, ask_test, _ = make_unanswerable()
     trained = [e.question for e in split.train + split.dev + ask_train] + [p["prompt"][-1]["content"] for p in pairs]
     assert find_leaks(trained, [e.question for e in split.near + split.far + split.unseen + ask_test]) == []

@@ -13,6 +13,7 @@ from dataclasses import replace
 from io import BytesIO
 
 import pytest
+from conftest import preference_rules
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -23,7 +24,6 @@ from lib.files import REPOSITORY, find_data
 from lib.profiles import get_profile
 from lib.run import data_path, open_run
 from lib.score.answers import is_correct
-from lib.score.pairs import make_pairs
 from lib.show.page import stage_summary
 from lib.text.words import normalise_width
 
@@ -710,7 +710,7 @@ def test_a_school_csv_made_by_excel_becomes_a_split():
 
 
 def test_pairs_can_be_made_from_own_data():
-    train, test = make_pairs(own_split(SCHOOL, get_profile("embedded")), 64)
+    train, test = preference_rules().make_pairs(own_split(SCHOOL, get_profile("embedded")), 64)
     assert {row["reason"] for row in train} == {"数字が違う", "でたらめ"} == {row["reason"] for row in test}
     assert all(row["chosen"] != row["rejected"] for row in train + test)
 

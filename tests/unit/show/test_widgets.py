@@ -1,24 +1,29 @@
 """触って試す部品: 中身の計算が本物と同じこと、画面の無いときは何も出さないこと、文字を逃がすこと。"""
 
 import inspect
+import math
 import re
 from functools import partial
+from html import escape
 
 import nbformat
 import pandas as pd
 import pytest
 from conftest import from_notebook
-from ipywidgets import FloatLogSlider, Text
+from IPython.display import HTML
+from ipywidgets import FloatLogSlider, Text, ToggleButtons
 
 from lib.files import REPOSITORY
+from lib.score.answers import wilson
 from lib.show.plots import curve, picture
 from lib.show.widgets import TIE, Ballot, sliders
 
 lora_parameters = from_notebook("01_concepts", "lora_parameters").lora_parameters
 pieces = from_notebook("02_dataset", "pieces").pieces
-learning_rates = from_notebook("04_lora_sft", "learning_rates").learning_rates
+learning_rates = from_notebook("04_lora_sft", "learning_rates", math=math).learning_rates
 smallest_fit = from_notebook("06_merge_to_gguf", "smallest_fit").smallest_fit
 side_by_side = from_notebook("07_evaluation", "side_by_side").side_by_side
+IMPORTS = {"HTML": HTML, "ToggleButtons": ToggleButtons, "escape": escape, "partial": partial}
 NASTY = "<img src=x onerror=alert(1)>"
 
 
@@ -145,7 +150,7 @@ def test_a_figure_is_drawn_into_the_page(monkeypatch):
 
 def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
     """票は失われず、左右は行ごとに替わり、引き分けは勝率に入らない。"""
-    win_rate = from_notebook("07_evaluation", "win_rate").win_rate
+    win_rate = from_notebook("07_evaluation", "win_rate", wilson=wilson).win_rate
     rows = [(f"問い{n}", "前の答え", NASTY) for n in range(40)]
     ballot = Ballot(("学習前", "SFT"), rows, tmp_path / "votes.json")
     assert {ballot.sides(n)[0] for n in range(40)} == {"前の答え", NASTY}  # いつも同じ側に置かない
@@ -157,7 +162,7 @@ def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
     monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders)
+    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders, **IMPORTS)
     buttons, page = made.vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
     left = again.sides(31)[0]

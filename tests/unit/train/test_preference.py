@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from conftest import preference_rules
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
@@ -10,7 +11,6 @@ from trl import DPOConfig, DPOTrainer
 from lib.data.facts import make_split
 from lib.model.load import load_tokenizer
 from lib.profiles import get_profile
-from lib.score.pairs import make_pairs
 from lib.train.trainers import PairTrainer, answer_kl, answer_logprobs, encode_pair, pair_margins
 
 KEYS = ("prompt", "chosen", "rejected")
@@ -18,7 +18,7 @@ KEYS = ("prompt", "chosen", "rejected")
 
 @pytest.fixture(scope="module")
 def pairs():
-    rows, _ = make_pairs(make_split(get_profile("smoke")), 8)
+    rows, _ = preference_rules().make_pairs(make_split(get_profile("smoke")), 8)
     return [{key: row[key] for key in KEYS} for row in rows]
 
 
