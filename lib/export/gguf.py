@@ -58,7 +58,7 @@ def fetch_converter() -> Path:
 
 def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
     """マージ済みの重みのフォルダを `name` という名の F16 の GGUF にする。変換器が知らない形なら `WorkshopError`。"""
-    partial = target.with_suffix(".part")
+    partial = target.with_name(f".{target.name}.part")
     command = [sys.executable, "-m", "convert_hf_to_gguf", str(merged), "--outtype", "f16", "--outfile", str(partial)]
     environment = {**os.environ, "PYTHONPATH": str(fetch_converter())}
     result = subprocess.run([*command, "--model-name", name], env=environment, capture_output=True, text=True)
@@ -89,7 +89,7 @@ def quantize(source: Path, target: Path, kind: str, rule: Callable[[str, int], G
     if deep := [tensor.name for tensor in reader.tensors if len(tensor.shape) > 2]:
         what = f"{arch} には 3 次元のテンソル（{deep[0]}）があり、この量子化の規則では扱えません"
         raise WorkshopError(what, "F16 の GGUF を使うか、llama.cpp の llama-quantize を使ってください", source)
-    writer = GGUFWriter(partial := target.with_suffix(".part"), arch)
+    writer = GGUFWriter(partial := target.with_name(f".{target.name}.part"), arch)
     _copy_fields(reader, writer, kind)
     counts: Counter[str] = Counter()
     for tensor in reader.tensors:

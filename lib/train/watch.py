@@ -18,15 +18,19 @@ from lib.run import Run
 
 
 def last_checkpoint(folder: Path) -> str | None:
-    """最後まで書かれた、いちばん新しいチェックポイント。無ければ None（最初から学習する）。
+    """最後まで書かれ、学習の終わりではない、いちばん新しいチェックポイント。無ければ None（最初から学習する）。
 
     Trainer はチェックポイントを直接その場所に書き、`trainer_state.json` を最後に書く。途中で kill -9 されると
     重みだけの半端なフォルダが残るので、番号ではなく、この最後のファイルが読めるかで選ぶ。
+    終わり（最後のステップか、早期終了）から続けると、Trainer はもう 1 ステップ学習してしまう。
     """
 
     def step(path: Path) -> int:
         try:
-            return int(json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))["global_step"])
+            state = json.loads((path / "trainer_state.json").read_text(encoding="utf-8"))
+            control = state.get("stateful_callbacks", {}).get("TrainerControl", {}).get("args", {})
+            over = control.get("should_training_stop") or state["global_step"] >= state.get("max_steps", math.inf)
+            return -2 if over else int(state["global_step"])
         except (OSError, ValueError, KeyError):
             return -1
 

@@ -257,7 +257,7 @@ def trial(root, reference, stage, way, seconds, dice):
     if not code and not run.is_done(stage):
         return "終了コード 0 なのに終わっていない", code
     for name, content in artefacts(run, stage).items():
-        if not same(name, content, before[name]):
+        if name not in before or not same(name, content, before[name]):
             return f"{name} が半端", code
     if run.is_done(stage) and set(artefacts(run, stage)) != set(before):
         return "終わった印があるのに、成果物が足りない", code

@@ -110,6 +110,17 @@ def test_an_unknown_quantization_is_one_sentence(tmp_path):
         quantize(tmp_path / "a", tmp_path / "b", "Q3_X", NOTEBOOK.tensor_type)
 
 
+def test_a_stopped_quantization_leaves_nothing_that_looks_whole(tmp_path, tiny_gguf, monkeypatch):
+    def stop(writer):
+        writer.fout[0].write(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", stop)
+    with pytest.raises(KeyboardInterrupt):
+        quantize(tiny_gguf, tmp_path / "model-q8_0.gguf", "Q8_0", NOTEBOOK.tensor_type)
+    assert [path.name for path in tmp_path.iterdir()] == [".model-q8_0.gguf.part"], "見える名前は、書き終えてから付ける"
+
+
 def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
     # transformers は model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む
     folder = make_tiny(tmp_path / "Qwen2", model_folder, "Qwen2")

@@ -68,6 +68,8 @@ def test_only_finished_checkpoints_count(tmp_path):
         if text:
             (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(text)
     assert last_checkpoint(tmp_path).endswith("checkpoint-9")
+    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"global_step": 9, "max_steps": 9}')
+    assert last_checkpoint(tmp_path).endswith("checkpoint-3"), "終わりから続けると、余分に 1 ステップ学習する"
 
 
 def test_a_broken_loss_stops_and_names_what_was_kept(tmp_path):
@@ -110,6 +112,7 @@ def test_early_stopping_counts_rises_in_a_row_and_restores_the_best(tiny_llama, 
     assert trainer.state.global_step == stops[patience]
     best = min(script[: stops[patience]])
     assert trainer.state.best_metric == best
+    assert last_checkpoint(tmp_path).endswith(f"-{script.index(best) + 1}"), "早期終了した所からは、続けない"
     kept = trainer.weights_at[script.index(best) + 1]
     assert all(bool((value == kept[name]).all()) for name, value in adapter_weights(trainer.model).items())
     assert any(bool((value != kept[name]).any()) for name, value in trainer.weights_at[stops[patience]].items())
