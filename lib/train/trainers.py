@@ -1,49 +1,36 @@
-"""束を一列に並べる: 同じ先頭を二度計算せず、詰め物も計算しない。"""
+"""バッチを一列に並べる: 同じ先頭を二度計算せず、パディングも計算しない。"""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch.nn.utils.rnn import pad_sequence
 from trl import DPOTrainer, SFTTrainer
 
 from lib.model.generate import render
 
 
-@dataclass(frozen=True)
-class Row:
-    """一列に並べた束。長さ n。
+class Row(NamedTuple):
+    """一列に並べたバッチ。長さ n。"""
 
-    Attributes:
-        tokens: トークン。形は (n,)。
-        positions: それぞれの例の中での位置（0 から）。形は (n,)。
-        seen: i 番目が j 番目を見てよいか。形は (n, n)。
-        place: 元の束の各トークンの、列の中での番号。詰め物は -1。形は (行, 幅)。
-    """
-
-    tokens: torch.Tensor
-    positions: torch.Tensor
-    seen: torch.Tensor
-    place: torch.Tensor
+    tokens: torch.Tensor  # (n,)
+    positions: torch.Tensor  # それぞれの例の中での位置（0 から）。(n,)
+    seen: torch.Tensor  # i 番目が j 番目を見てよいか。(n, n)
+    place: torch.Tensor  # 元のバッチの各トークンの、列の中での番号。パディングは -1。(行, 幅)
 
     def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """注意の点数に足す値。見える所は 0、ほかは dtype の最小の数。形は (n, n)。"""
+        """アテンションの点数に足す値。見える所は 0、ほかは dtype の最小の数。形は (n, n)。"""
         empty = torch.zeros(self.seen.shape, dtype=dtype, device=self.seen.device)
         return empty.masked_fill(~self.seen, torch.finfo(dtype).min)
 
 
 def pack(ids: torch.Tensor, attention: torch.Tensor) -> Row:
-    """右詰め物の束を、先頭を共有する木にして並べる。
+    """右パディングのバッチ（トークンと、パディングでない所が 1 の印。どちらも (行, 幅)）を、先頭を共有する木にする。
 
-    因果的注意では、ある語の計算は、それより前の語だけで決まる。だから、そこまでの語がすべて同じなら、
-    どの例のものでも一度計算すれば足り、値も勾配も変わらない。システム文は束で一度、
-    DPO の質問は良い答えと悪い答えで一度になる。
-
-    Args:
-        ids: トークン。形は (行, 幅)。
-        attention: 詰め物でない所が 1。形は同じ。
+    因果的な注意では、ある語の計算は前の語だけで決まる。そこまでの語がすべて同じなら、一度の計算で足り、値も勾配も変わらない。
+    システム文はバッチで一度、DPO の質問は良い答えと悪い答えで一度になる。
     """
     nodes: dict[tuple[int, int], int] = {}  # (直前の語の番号, トークン) → 番号
     place = torch.full(ids.shape, -1)
@@ -52,34 +39,25 @@ def pack(ids: torch.Tensor, attention: torch.Tensor) -> Row:
         for column in range(length):
             node = nodes.setdefault((node, tokens[column]), len(nodes))
             place[row, column] = node
-    positions = torch.zeros(len(nodes), dtype=torch.long)
-    seen = torch.zeros(len(nodes), len(nodes), dtype=torch.bool)
-    for chain in place:
-        chain = chain[chain >= 0]
-        positions[chain] = torch.arange(len(chain))
-        seen[chain[:, None], chain] |= torch.ones(len(chain), len(chain), dtype=torch.bool).tril()
+    seen = torch.eye(len(nodes), dtype=torch.bool)
+    for node, (parent, _) in enumerate(nodes):
+        if parent >= 0:
+            seen[node] |= seen[parent]
     tokens = torch.tensor([token for _, token in nodes], dtype=torch.long)
-    return Row(*(tensor.to(ids.device) for tensor in (tokens, positions, seen, place)))
+    return Row(*(tensor.to(ids.device) for tensor in (tokens, seen.sum(1) - 1, seen, place)))
 
 
 def answer_logits(
     model: Any, config: Any, ids: torch.Tensor, attention: torch.Tensor, labels: torch.Tensor
 ) -> tuple[Any, torch.Tensor]:
-    """損失に数えるトークンを当てるロジットだけを求める。
+    """損失の計算対象のトークン（`labels[:, 1:] != -100` の並び）を当てるロジットだけを求める。
 
-    Args:
-        model: 因果的言語モデル（PEFT や分散の包みが付いていてもよい）。
-        config: そのモデルの設定（精度と、注意の窓の幅を見る）。
-        ids: トークン。右詰め物。形は (行, 幅)。
-        attention: 詰め物でない所が 1。形は同じ。
-        labels: 数えるトークン。数えない所は -100。形は同じ。
-
-    Returns:
-        (モデルの出力, ロジット)。ロジットの形は (数える数, 語彙)、順は `labels[:, 1:] != -100` の並び。
+    model は分散などの包みが付いていてもよく、config は中のモデルの設定。ids は右パディング、attention は実の所が 1、
+    labels は対象でない所が -100 で、どれも (行, 幅)。返すのは、モデルの出力と、ロジット (対象の数, 語彙)。
     """
     counted = labels[:, 1:] != -100
     window = getattr(config, "sliding_window", None)
-    if window and ids.shape[1] > window:  # 注意の隠し方を渡すと窓が効かなくなるので、省かずに計算する
+    if window and ids.shape[1] > window:  # マスクを渡すと窓が効かなくなるので、省かずに計算する
         output = model(input_ids=ids, attention_mask=attention, use_cache=False)
         return output, output.logits[:, :-1][counted]
     row = pack(ids, attention)
@@ -87,26 +65,22 @@ def answer_logits(
         input_ids=row.tokens[None],
         position_ids=row.positions[None],
         attention_mask=row.mask(config.dtype or torch.float32)[None, None],
-        logits_to_keep=row.place[:, :-1][counted],  # 出力層に通すのは、数える語の一つ前だけ
+        logits_to_keep=row.place[:, :-1][counted],  # 出力層に通すのは、対象の語の一つ前だけ
         use_cache=False,
     )
     return output, output.logits[0]
 
 
 class AnswerOnlyTrainer(SFTTrainer):
-    """TRL の SFTTrainer と同じ損失を、次の三つを省いて求める（差は丸めの分だけ。04 が毎回確かめる）。
+    """TRL の SFTTrainer と同じ損失を、三つを省いて求める（差は丸めの分だけ。04 が毎回確かめる）。入力は右パディング。
 
-    1. 出力層に通すのは、損失に数える位置（`labels` が -100 でない所）だけ。
-    2. 例に共通する先頭（役割の印とシステム文）は、束ごとに一度だけ計算する（`lib/train/trainers.py`）。
-    3. 詰め物は計算しない。
-
-    入力は、TRL が作る右詰め物の束。
+    省くのは、損失の計算対象でない位置の出力層、例に共通する先頭の二度目からの計算、パディング。
     """
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """束の損失（nat、答えのトークンの平均）を返す。"""
+        """バッチの損失（nat、答えのトークンの平均）を返す。"""
         ids, attention, labels = (inputs[key] for key in ("input_ids", "attention_mask", "labels"))
         config = self.accelerator.unwrap_model(model).config
         output, logits = answer_logits(model, config, ids, attention, labels)
@@ -127,24 +101,17 @@ def keep_float32(model: Any) -> None:
 
 
 def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], list[int]]:
-    """選好データの 1 行を (入力の ID, 回答の ID) にする。回答は EOS で終わる。
-
-    Args:
-        tokenizer: チャットテンプレートを持つトークナイザ。
-        row: `prompt` / `chosen` / `rejected` を持つ行。
-        side: "chosen" か "rejected"。
-    """
+    """選好データの行の `side`（"chosen" か "rejected"）を (入力の ID, 回答の ID) にする。回答は EOS で終わる。"""
     prompt = render(tokenizer, row["prompt"])
     whole = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
-    ids = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-    return ids, tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    ids, reply = tokenizer([prompt, whole[len(prompt) :]], add_special_tokens=False)["input_ids"]
+    return ids, reply
 
 
 def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *sides: str) -> torch.Tensor:
     """各行の回答の対数確率の合計（nat）を返す。形は (側の数, 行数)、側が一つなら (行数,)。fp32。
 
-    側を二つ渡すと、同じ質問は一度だけ計算する。勾配は呼び出し側の文脈に従う
-    （評価では `torch.inference_mode()` の中で呼ぶ）。
+    側を二つ渡すと、同じ質問は一度だけ計算する。評価では `torch.inference_mode()` の中で呼ぶ。
     """
     batch = _batch(tokenizer, rows, sides, model.device)
     _, logits = answer_logits(model, model.config, *batch)
@@ -160,38 +127,25 @@ def answer_kl(model: Any, reference: Any, tokenizer: Any, rows: Sequence[dict[st
     return (new.exp() * (new - old)).sum(-1).mean().item()
 
 
-def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str], device: Any) -> tuple[Any, Any, Any]:
-    """右詰め物の束（トークン、詰め物でない所、数えるトークン）。形はどれも (側の数 × 行数, 幅)。"""
+def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str], device: Any) -> list[torch.Tensor]:
+    """右パディングのバッチ（トークン、パディングでない所、対象のトークン）。形はどれも (側の数 × 行数, 幅)。"""
     encoded = [encode_pair(tokenizer, row, side) for side in sides for row in rows]
-    width = max(len(prompt) + len(reply) for prompt, reply in encoded)
-    ids = torch.full((len(encoded), width), tokenizer.pad_token_id)
-    attention = torch.zeros((len(encoded), width), dtype=torch.long)
-    labels = torch.full((len(encoded), width), -100)
-    for index, (prompt, reply) in enumerate(encoded):
-        length = len(prompt) + len(reply)
-        ids[index, :length] = torch.tensor(prompt + reply)
-        attention[index, :length] = 1
-        labels[index, len(prompt) : length] = torch.tensor(reply)
-    return ids.to(device), attention.to(device), labels.to(device)
+    ids = [prompt + reply for prompt, reply in encoded]
+    labels = [[-100] * len(prompt) + reply for prompt, reply in encoded]
+    columns = ((ids, tokenizer.pad_token_id), ([[1] * len(row) for row in ids], 0), (labels, -100))
+    return [pad_sequence([torch.tensor(x) for x in rows], True, fill).to(device) for rows, fill in columns]
 
 
-def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """(各トークンの対数確率, 数える所の全語彙の対数確率)。前者の形は (行, 幅 - 1) で、数えない所は 0。"""
-    whole = logits.float().log_softmax(-1)
-    targets = labels[:, 1:]
-    counted = targets != -100
-    chosen = whole.gather(-1, targets[counted].unsqueeze(-1)).squeeze(-1)
-    return torch.zeros(targets.shape, device=labels.device).masked_scatter(counted, chosen), whole
+def _spread(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+    """対象の位置だけの値を、形 (行, 幅 - 1) に並べ直す。対象でない所は 0。"""
+    return torch.zeros(counted.shape, device=counted.device).masked_scatter(counted, values.float())
 
 
-def pair_margins(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], batch: int = 8) -> list[float]:
-    """各ペアの log π(chosen) − log π(rejected)（nat）を返す。"""
-    margins: list[float] = []
-    with torch.inference_mode():
-        for start in range(0, len(rows), batch):
-            good, bad = answer_logprobs(model, tokenizer, rows[start : start + batch], "chosen", "rejected")
-            margins += (good - bad).tolist()
-    return margins
+def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """各トークンの対数確率（行, 幅 - 1。対象でない所は 0）、対象の所の全語彙の対数確率、対象の所の正解。"""
+    counted, whole = labels[:, 1:] != -100, logits.float().log_softmax(-1)
+    targets = labels[:, 1:][counted]
+    return _spread(whole.gather(-1, targets.unsqueeze(-1)).squeeze(-1), counted), whole, targets
 
 
 class PairTrainer(DPOTrainer):
@@ -213,19 +167,14 @@ class PairTrainer(DPOTrainer):
 
         def forward(input_ids: Any, attention_mask: Any, labels: Any, **_: Any) -> SimpleNamespace:
             _, logits = answer_logits(model, config, input_ids, attention_mask, labels)
-            log_probs, whole = _per_token(logits, labels)
-            targets = labels[:, 1:]
-            counted = targets != -100
-
-            def fill(values: torch.Tensor) -> torch.Tensor:
-                return torch.zeros(targets.shape, device=labels.device).masked_scatter(counted, values.float())
-
+            log_probs, whole, targets = _per_token(logits, labels)
+            counted = labels[:, 1:] != -100
             with torch.no_grad():  # 記録にだけ使う
                 return SimpleNamespace(
                     log_probs=log_probs,
-                    entropy=fill(-(whole.exp() * whole).sum(-1)),
-                    mean_logits=fill(logits.mean(-1)),
-                    is_top1=fill(whole.argmax(-1) == targets[counted]).bool(),
+                    entropy=_spread(-(whole.exp() * whole).sum(-1), counted),
+                    mean_logits=_spread(logits.mean(-1), counted),
+                    is_top1=_spread(whole.argmax(-1) == targets, counted).bool(),
                 )
 
         return forward

@@ -77,7 +77,7 @@ def make_adapter(run):
     )  # fmt: skip
     torch.manual_seed(0)
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    monitor = LossMonitor(run, "SFT")
+    monitor = LossMonitor("SFT")
     trainer = AnswerOnlyTrainer(
         model=load_model(folder, PROFILE), args=config, train_dataset=Dataset.from_list([e.sft_row() for e in train]),
         processing_class=tokenizer, peft_config=lora, callbacks=[monitor, Slow()],
@@ -108,7 +108,7 @@ def make_preference(run):
     torch.manual_seed(0)
     trainer = PairTrainer(
         model=load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True), args=config,
-        train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor(run, "DPO"), Slow()],
+        train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor("DPO"), Slow()],
     )  # fmt: skip
     trainer.train()
     with run.making(stage / "dpo_adapter") as target:
@@ -220,9 +220,9 @@ def write_f16(path):
 
 def prepare(root):
     """小さなモデルと、止めずに通した手本の実行を作る。"""
-    from lib.model.weights import fetch_wheel_model
+    from lib.model.weights import wheel_model
 
-    tokenizer = load_tokenizer(fetch_wheel_model("smollm2-135m"))
+    tokenizer = load_tokenizer(wheel_model("smollm2-135m"))
     torch.manual_seed(0)
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
     LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer))).save_pretrained(

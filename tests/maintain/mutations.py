@@ -52,8 +52,8 @@ MUTATIONS = [
     (
         "マスク: よその例が見える",
         "lib/train/trainers.py",
-        "seen[chain[:, None], chain] |= torch.ones(len(chain), len(chain), dtype=torch.bool).tril()",
-        "seen |= torch.ones(len(nodes), len(nodes), dtype=torch.bool).tril()",
+        "seen[node] |= seen[parent]",
+        "seen[node] |= seen[node - 1]",
         "test_sft.py -k own_beginning",
     ),
     (
@@ -94,9 +94,9 @@ MUTATIONS = [
     (
         "テンプレート: 違いを見逃す",
         "lib/train/preflight.py",
-        "if list(a) != list(b)]",
-        "if len(a) != len(b)]",
-        "test_preflight.py -k template-gguf",
+        "sum(e.ids != e.whole[: len(e.ids)] or e.ids[: len(e.prompt)] != e.prompt for e in examples)",
+        "sum(len(e.ids) > len(e.whole) for e in examples)",
+        "test_preflight.py -k template-differs",
     ),
     (
         "BOS: 二重に足す",
@@ -185,8 +185,8 @@ MUTATIONS = [
     (
         "再開: 書きかけの控えを使う",
         "lib/train/watch.py",
-        "            return -1",
-        "            return 10**9",
+        'found[int(json.loads(path.read_text(encoding="utf-8"))["global_step"])]',
+        'found[int(path.parent.name.split("-")[1])]',
         "test_resume.py -k only_finished",
     ),
     (
@@ -206,7 +206,7 @@ MUTATIONS = [
     (
         "成果物: 別のベースに載せても黙る",
         "lib/model/load.py",
-        "if other_base(folder, base):",
+        "if recorded is not None and recorded != fingerprint(base):",
         "if not base:",
         "test_preflight.py -k another_base",
     ),
@@ -262,8 +262,8 @@ MUTATIONS = [
     (
         "QLoRA: 答えさせるときも 4 bit のまま",
         "lib/model/load.py",
-        "four_bit=profile.four_bit and trainable",
-        "four_bit=profile.four_bit",
+        "small := profile.four_bit and trainable",
+        "small := profile.four_bit",
         "test_qlora.py -k only_training",
     ),
 ]

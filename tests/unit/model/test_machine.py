@@ -1,12 +1,15 @@
-"""機器の用心: mps の一束を、CPU の写しと比べる（本物の mps は無いので、まねた機器で確かめる）。"""
+"""デバイスの用心（04 のセル）: mps の 1 バッチを CPU の写しと比べる（本物の mps は無いので、まねたもので確かめる）。"""
 
 from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import from_notebook
 
 from lib.errors import WorkshopError
-from lib.model.load import agrees_with_cpu
+
+cells = from_notebook("04_lora_sft", "measure", "agrees_with_cpu", torch=torch, WorkshopError=WorkshopError)
+BATCH = {"x": torch.tensor([1.0, 2.0]), "labels": torch.tensor(3.0)}
 
 
 class Fake(torch.nn.Module):
@@ -27,22 +30,16 @@ class Fake(torch.nn.Module):
         return SimpleNamespace(loss=bent + (loss - bent).detach() if self.only_gradient else bent)
 
 
-BATCH = {"x": torch.tensor([1.0, 2.0]), "labels": torch.tensor(3.0)}
-
-
 def test_a_right_device_is_trusted_and_nothing_moves():
     model = Fake(wrong=1 + 1e-6)
     before = model.weight.detach().clone()
-    assert "CPU と同じ" in agrees_with_cpu(model, BATCH)
+    assert "CPU と同じ" in cells.agrees_with_cpu(model, BATCH)
     assert torch.equal(model.weight, before) and model.weight.grad is None
+    assert "cpu で学習します" in cells.agrees_with_cpu(Fake(float("nan"), device="cpu"), BATCH)  # mps のほかは測らない
 
 
 @pytest.mark.parametrize("wrong", [1.01, 0.5, 0.0, float("nan")])
 @pytest.mark.parametrize("only_gradient", [False, True])
 def test_a_wrong_device_is_refused_in_one_sentence(wrong, only_gradient):
     with pytest.raises(WorkshopError, match="CPU と相対で .* 違います.*embedded"):
-        agrees_with_cpu(Fake(wrong, only_gradient), BATCH)
-
-
-def test_other_devices_are_not_measured():
-    assert "cpu で学習します" in agrees_with_cpu(Fake(float("nan"), device="cpu"), BATCH)
+        cells.agrees_with_cpu(Fake(wrong, only_gradient), BATCH)

@@ -32,16 +32,16 @@ def test_only_training_uses_the_small_base(profile, tiny_llama):
 
 
 def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tiny_llama, tmp_path):
-    config = SFTConfig(
-        output_dir=str(tmp_path / "trainer"), max_steps=3, per_device_train_batch_size=2, learning_rate=5e-3, seed=0,
-        use_cpu=True, bf16=False, activation_checkpointing=False, report_to="none", disable_tqdm=True,
-        save_strategy="no", logging_steps=1,
-    )  # fmt: skip
+    settings = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_strategy": "no"}
     trainer = AnswerOnlyTrainer(
-        model=load_model(tiny_llama, profile, trainable=True), args=config, processing_class=load_tokenizer(tiny_llama),
+        model=load_model(tiny_llama, profile, trainable=True),
+        args=SFTConfig(
+            output_dir=str(tmp_path), activation_checkpointing=False, **settings, **profile.trainer_arguments()
+        ),
+        processing_class=load_tokenizer(tiny_llama),
         train_dataset=Dataset.from_list([e.sft_row() for e in make_split(profile).train[:6]]),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
-    )  # fmt: skip
+    )
     keep_float32(trainer.model)
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
     trainer.train()

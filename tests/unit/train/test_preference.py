@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import preference_rules
+from conftest import from_notebook
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, set_seed
@@ -11,25 +11,29 @@ from trl import DPOConfig, DPOTrainer
 from lib.data.facts import make_split
 from lib.model.load import load_tokenizer
 from lib.profiles import get_profile
-from lib.train.trainers import PairTrainer, answer_kl, answer_logprobs, encode_pair, pair_margins
+from lib.train.trainers import PairTrainer, answer_kl, answer_logprobs, encode_pair
 
-KEYS = ("prompt", "chosen", "rejected")
+SMOKE = get_profile("smoke")
 
 
 @pytest.fixture(scope="module")
 def pairs():
-    rows, _ = preference_rules().make_pairs(make_split(get_profile("smoke")), 8)
-    return [{key: row[key] for key in KEYS} for row in rows]
+    """答えと、よその答えの組。"""
+    examples = make_split(SMOKE).train[:8]
+    said = [[{"role": "assistant", "content": e.answer}] for e in examples]
+    others = said[4:] + said[:4]
+    return [
+        {"prompt": e.prompt(), "chosen": good, "rejected": bad}
+        for e, good, bad in zip(examples, said, others, strict=True)
+    ]
 
 
 @pytest.fixture(scope="module")
 def adapter(tiny_llama, tmp_path_factory):
     """0 でない、でたらめな LoRA。"""
     set_seed(0)
-    model = get_peft_model(
-        AutoModelForCausalLM.from_pretrained(tiny_llama),
-        LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
-    )
+    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
+    model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora)
     for parameter in model.parameters():
         if parameter.requires_grad:
             torch.nn.init.normal_(parameter, std=0.1)
@@ -49,7 +53,8 @@ def test_both_sides_at_once_agree_with_the_plain_computation(tiny_llama, pairs):
                 logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
                 plain = logits.log_softmax(-1)[range(len(reply)), reply].sum().item()
                 assert total == pytest.approx(plain, abs=1e-3)
-    margins = torch.tensor(pair_margins(model, tokenizer, pairs, batch=3))
+    cells = from_notebook("05_preference", "pair_margins", torch=torch, answer_logprobs=answer_logprobs)
+    margins = torch.tensor(cells.pair_margins(model, tokenizer, pairs, 3))
     assert torch.allclose(margins, together[0] - together[1], atol=1e-3)
 
 
@@ -63,31 +68,31 @@ def test_the_kl_is_zero_to_itself_and_positive_to_another(tiny_llama, adapter, p
 
 def test_the_packed_dpo_is_trl_s(tiny_llama, adapter, pairs, tmp_path):
     losses, gradients, records = [], [], []
+    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1, "max_length": 256}
     for number, (kind, precompute) in enumerate([(DPOTrainer, False), (PairTrainer, True), (PairTrainer, False)]):
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter, is_trainable=True)
-        config = DPOConfig(
-            output_dir=str(tmp_path / str(number)), beta=0.1, precompute_ref_log_probs=precompute, use_cpu=True,
-            bf16=False, per_device_train_batch_size=4, report_to="none", disable_tqdm=True,
-            activation_checkpointing=False, loss_type=["sigmoid", "sft"], loss_weights=[1.0, 0.5], max_length=256,
-        )  # fmt: skip
-        trainer = kind(
-            model=model,
-            args=config,
-            train_dataset=Dataset.from_list(pairs),
-            processing_class=load_tokenizer(tiny_llama),
+        args = DPOConfig(
+            output_dir=str(tmp_path / str(number)),
+            precompute_ref_log_probs=precompute,
+            per_device_train_batch_size=4,
+            activation_checkpointing=False,
+            **loss,
+            **SMOKE.trainer_arguments(),
         )
+        data, tokenizer = Dataset.from_list(pairs), load_tokenizer(tiny_llama)
+        trainer = kind(model=model, args=args, train_dataset=data, processing_class=tokenizer)
         batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(len(pairs))]))
         weights = [p for p in model.parameters() if p.requires_grad]
         with torch.no_grad():
             for parameter in weights:
                 parameter.mul_(1.5)  # 参照から離れた所で比べる
-        loss = trainer.compute_loss(trainer.model, batch)
-        loss.backward()
-        losses.append(loss.item())
+        found = trainer.compute_loss(trainer.model, batch)
+        found.backward()
+        losses.append(found.item())
         gradients.append(torch.cat([p.grad.flatten() for p in weights]))
         records.append({key: values[-1] for key, values in trainer._metrics["train"].items() if key != "num_tokens"})
-    for loss, gradient, record in zip(losses[1:], gradients[1:], records[1:], strict=True):
-        assert loss == pytest.approx(losses[0], abs=1e-5)
+    for found, gradient, record in zip(losses[1:], gradients[1:], records[1:], strict=True):
+        assert found == pytest.approx(losses[0], abs=1e-5)
         assert (gradient - gradients[0]).norm() < 1e-4 * gradients[0].norm()
         assert record == pytest.approx(records[0], rel=1e-3, abs=1e-5)
     assert abs(losses[0] - 0.693) > 0.01  # 参照と同じ所で比べたのではない

@@ -11,7 +11,6 @@ import pytest
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
 from lib.model.load import peak_memory, prepare_cpu
-from lib.run import open_run
 from lib.train.watch import LossMonitor, last_checkpoint, resume_point
 
 
@@ -75,7 +74,7 @@ def test_only_finished_checkpoints_count(tmp_path):
 def test_a_broken_loss_stops_and_names_what_was_kept(tmp_path):
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    monitor = LossMonitor(open_run("smoke", outputs=tmp_path), "SFT")
+    monitor = LossMonitor("SFT")
     arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True, report_to="none")
     (tmp_path / "trainer" / "checkpoint-4").mkdir(parents=True)
     (tmp_path / "trainer" / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4}')
