@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from mutations import MUTATIONS
+from maintain.mutations import MUTATIONS
 
 from lib.data.facts import make_split
 from lib.files import REPOSITORY
@@ -53,11 +53,11 @@ def test_logprobs_are_those_of_the_plain_formula(tiny_llama):
             assert value == pytest.approx(plain, abs=1e-3)
 
 
-@pytest.mark.parametrize("mutation", MUTATIONS, ids=[mutation[0] for mutation in MUTATIONS])
-def test_every_mutation_has_its_one_place_and_its_test(mutation):
+@pytest.mark.parametrize("one", MUTATIONS, ids=[one["what"] for one in MUTATIONS])
+def test_every_mutation_has_its_one_place_and_its_test(one):
     """コードかテストを直したとき、`make mutate` が止まるのを待たずに気づく。"""
-    _, file, old, new, tests = mutation
-    assert (REPOSITORY / file).read_text(encoding="utf-8").count(old) == 1 and old != new
-    module, name = tests.split(" -k ")
+    text = (REPOSITORY / one["file"]).read_text(encoding="utf-8")
+    assert text.count(one["old"]) == 1 and one["old"] != one["new"]
+    module, name = one["test"].split(" -k ")
     source = next((REPOSITORY / "tests").rglob(module)).read_text(encoding="utf-8")
-    assert name in source, tests  # -k は、引数の名前（tied など）にも当たる
+    assert name in source, one["test"]  # -k は、引数の名前（tied など）にも当たる
