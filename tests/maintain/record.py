@@ -18,8 +18,6 @@ from lib.talk.plan import RECORDING
 
 EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
-# 速さは機械しだいなので比べない。
-_NOT_COMPARED = ("_seconds", "_per_second")
 # 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
 _LEAST_SHARE = 0.03
 # 丸め誤差の指標は「これ以下ならよい」で、値そのものに意味はない。
@@ -45,14 +43,10 @@ _RECORDED = {
 
 
 def collect(run: Run) -> dict[str, float]:
-    """実行の全指標を「段.名前」→ 値にする（速さは除く）。"""
-    return {
-        f"{stage}.{name}": float(value)
-        for stage in STAGES
-        if run.is_done(stage)
-        for name, value in run.metrics(stage).items()
-        if not name.endswith(_NOT_COMPARED)
-    }
+    """実行の全指標を「ステージ.名前」→ 値にする（速さは機械しだいなので除く）。"""
+    done = {stage: run.metrics(stage).items() for stage in STAGES if run.is_done(stage)}
+    slow = ("_seconds", "_per_second")
+    return {f"{stage}.{k}": float(value) for stage, found in done.items() for k, value in found if not k.endswith(slow)}
 
 
 def allowed(value: float | None, rule: dict[str, Any]) -> bool:
@@ -75,11 +69,10 @@ def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
             result[name] = {"at_most": _UPPER_BOUNDS[name], "why": "丸め誤差の大きさ"}
             continue
         centre = statistics.median(values)
-        spread = max(abs(value - centre) for value in values)
         is_share = name.endswith(("accuracy", "rate", "gain", "gain_low"))
-        floor = _LEAST_SHARE if is_share else abs(centre) * 0.01
+        width = max(*(2 * abs(value - centre) for value in values), _LEAST_SHARE if is_share else abs(centre) * 0.01)
         why = f"{len(values)} 種の実測 {min(values):.4g}〜{max(values):.4g}"
-        result[name] = {"value": centre, "tolerance": round(max(2 * spread, floor), 6), "why": why}
+        result[name] = {"value": centre, "tolerance": round(width, 6), "why": why}
     return result
 
 
@@ -94,11 +87,8 @@ def record(names: list[str], target: Path = EXPECTED, seeds: Path = SEEDS) -> No
     runs = [open_run(profile, name, found["seed"]) for name, found in zip(names, settings, strict=True)]
     if len({run.seed for run in runs}) < 3:
         raise WorkshopError("期待値には、違うシードの実行が 3 つ以上必要です", "SEED を変えて make run をしてください")
-    expected = {
-        "versions": settings[0]["versions"],
-        "seeds": [run.seed for run in runs],
-        "metrics": expected_from([collect(run) for run in runs]),
-    }
+    head = {"versions": settings[0]["versions"], "seeds": [run.seed for run in runs]}
+    expected = {**head, "metrics": expected_from([collect(run) for run in runs])}
     by_seed = {
         str(run.seed): {"date": found["created"][:10], **{stage: run.metrics(stage) for stage in STAGES}}
         for run, found in zip(runs, settings, strict=True)
@@ -109,34 +99,19 @@ def record(names: list[str], target: Path = EXPECTED, seeds: Path = SEEDS) -> No
 
 
 def record_run(run: Run, machine: str) -> Path:
-    """終わった実行の要約を `data/recorded/runs/` に「録画」として残す。
-
-    Args:
-        run: 07 まで終わった実行。
-        machine: 機械の説明（例「2 コア x86-64、GPU なし」）。
-    """
-    settings = read_json(run.folder / "run.json")
-    scores = run.metrics("07_evaluation")
+    """終わった実行の要約を、`machine`（例「2 コア x86-64、GPU なし」）とともに `data/recorded/runs/` に残す。"""
+    settings, profile = read_json(run.folder / "run.json"), run.profile
+    scores, gguf, sft = map(run.metrics, ("07_evaluation", "06_merge_to_gguf", "04_lora_sft"))
     summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
-    gguf = run.metrics("06_merge_to_gguf")
-    for kind in ("F16", *run.profile.quantizations):
+    for kind in ("F16", *profile.quantizations):
         summary[f"GGUF {kind}: 取り置きの言い回し"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
-    results = run.metrics("04_lora_sft")
-    amount = f"{run.profile.train_facts} 事実 × {run.profile.train_forms} 言い回し"
-    setting = f"{amount}、{run.profile.sft_epochs} 周、束 {run.profile.sft_batch}"
-    summary["SFT の学習時間"] = f"{results['train_seconds']:.0f} 秒（{setting}）"
-    return write_json(
-        REPOSITORY / "data" / "recorded" / "runs" / f"{run.profile.name}.json",
-        {
-            "profile": run.profile.name,
-            "model": run.profile.model,
-            "date": settings["created"][:10],
-            "machine": machine,
-            "seed": run.seed,
-            "versions": settings["versions"],
-            "summary": summary,
-        },
+    amount = (
+        f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} 周、束 {profile.sft_batch}"
     )
+    summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}）"
+    head = {"profile": profile.name, "model": profile.model, "date": settings["created"][:10], "machine": machine}
+    path = REPOSITORY / "data" / "recorded" / "runs" / f"{profile.name}.json"
+    return write_json(path, {**head, "seed": run.seed, "versions": settings["versions"], "summary": summary})
 
 
 def record_experiments() -> None:
@@ -166,17 +141,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
     parser.add_argument("runs", nargs="*", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
     parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
-    parser.add_argument(
-        "--machine", default="", help="機械の説明。付けると、その実行の要約だけを data/recorded/runs/ に残す"
-    )
+    parser.add_argument("--machine", default="", help="機械の説明。付けると、実行の要約を data/recorded/runs/ に残す")
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
     options = parser.parse_args()
     with command_line():
-        if options.talk:
-            print(f"録画を残しました: {record_talk(reopen(options.runs[0]), options.machine)}")
-        elif options.experiments:
+        if options.experiments:
             record_experiments()
-        elif options.machine:
-            print(f"書きました: {record_run(reopen(options.runs[0]), options.machine)}")
+        elif options.talk or options.machine:
+            keep = record_talk if options.talk else record_run
+            print(f"書きました: {keep(reopen(options.runs[0]), options.machine)}")
         else:
             record(options.runs)
