@@ -1,13 +1,13 @@
 """発表の台本・時計・想定問答: 足すと 45 分、遅れと次の言葉、数字は録画から。"""
 
-import json
+import copy
 import re
 
 import pytest
 from conftest import from_notebook
 
 from lib.errors import WorkshopError
-from lib.files import read_json
+from lib.files import read_json, write_json
 from lib.show.plots import picture
 from lib.talk.plan import TALK, Clock, load_plan
 
@@ -37,16 +37,12 @@ def test_eight_sections_add_up_to_exactly_45_minutes(plan):
     assert all(section["notes"] for section in sections)
 
 
-def test_a_plan_that_does_not_add_up_is_one_sentence(tmp_path):
+@pytest.mark.parametrize(("minutes", "said"), [(5, "46 分で、45 分になりません"), (1, "第 1 節で言うことが 3.5 分")])
+def test_a_plan_that_does_not_add_up_is_one_sentence(tmp_path, minutes, said):
     data = read_json(TALK / "plan.json")
-    data["sections"][0]["minutes"] = 5
-    (tmp_path / "plan.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(WorkshopError, match="46 分で、45 分になりません"):
-        load_plan(tmp_path / "plan.json")
-    data["sections"][0]["minutes"] = 1
-    (tmp_path / "plan.json").write_text(json.dumps(data), encoding="utf-8")
-    with pytest.raises(WorkshopError, match="第 1 節で言うことが 3.5 分"):
-        load_plan(tmp_path / "plan.json")
+    data["sections"][0]["minutes"] = minutes
+    with pytest.raises(WorkshopError, match=said):
+        load_plan(write_json(tmp_path / "plan.json", data))
 
 
 def test_standing_knows_what_is_left_and_what_comes_next(plan):
@@ -91,8 +87,7 @@ def test_the_bar_says_late_or_ahead_and_escapes(plan):
 
 def test_timing_and_notes_come_from_the_plan(plan):
     given = {"plan": plan, "clock": Clock(plan), "Markdown": str, "picture": picture}
-    given |= {"presenter_bar": print, "demo": None}
-    talk = from_notebook("00_talk", "begin", "notes", **given)
+    talk = from_notebook("00_talk", "begin", "notes", presenter_bar=print, demo=None, **given)
     assert talk.begin(4) == "10 分（16〜26 分）" and given["clock"].number == 4
     section, shown = plan["sections"][3], talk.notes(4).data
     assert section["cues"][0]["say"] in shown and section["notes"][0] in shown
@@ -104,13 +99,15 @@ def test_the_picture_of_lora_counts_for_the_given_model():
     assert "4,096 × 4,096" in big and "= 16,777,216 個" in big and "65,536 個（W の 0.39%）" in big
 
 
-NAMES = ("TABLES", "look_up", "NOT_MEASURED", "written", "origin", "jinja", "holds", "prepared")
+def look_up(source):
+    names = ("look_up", "NOT_MEASURED", "written", "TABLES", "origin", "jinja", "holds", "prepared")
+    return from_notebook("00_talk", *names, source=source)
 
 
 def answers(change=None):
     """00 の関数で数字を入れた想定問答。`change` は、出どころの中身を差し替える関数。"""
     real = from_notebook("00_talk", "TABLES", "RECORDED", "EXPECTED", "source").source
-    talk = from_notebook("00_talk", *NAMES, source=lambda name: (change or (lambda _, whole: whole))(name, real(name)))
+    talk = look_up(lambda name: change(name, real(name)) if change else real(name))
     return talk, [talk.prepared(row) for row in read_json(TALK / "answers.json")]
 
 
@@ -119,7 +116,7 @@ def test_values_are_found_by_key():
         "a": {"0": {"x": 0.5}, "1": {"x": 0.25}},
         "rows": [{"name": "p", "x": 1}, {"name": "q", "x": 2, "settings": {"b": 1, "c": [2]}}],
     }
-    talk = from_notebook("00_talk", "look_up", "NOT_MEASURED", "written", source=lambda name: data)
+    talk = look_up(lambda name: data)
     assert talk.look_up(["seeds", "a", "*", "x"]) == [0.5, 0.25]
     assert talk.look_up(["seeds", "rows", {"name": "p"}, "x"]) == [1]
     assert talk.look_up(["seeds", "rows", {"c": [2]}, "x"]) == [2] and not talk.look_up(["seeds", "rows", {"c": 3}])
@@ -132,28 +129,24 @@ def test_fifteen_answers_stand_on_what_was_recorded():
     talk, prepared = answers()
     assert [answer["from"] for answer in prepared] == ["資料"] * 5 + ["会場"] * 10
     for answer in prepared:
-        assert not answer["broken"], f"{answer['question']} 記録が変わりました。文を直してください: {answer['broken']}"
-        assert answer["origins"] and talk.NOT_MEASURED not in picture("talk/answers.md", answers=[answer]).data, answer[
-            "question"
-        ]
-        assert not re.search(r"[{}]", answer["text"])
-    assert "シード 0・1・2" in str(prepared) and "2 コア" in str(prepared) and "lib/profiles.py" in str(prepared)
+        asked, page = answer["question"], picture("talk/answers.md", answers=[answer]).data
+        assert not answer["broken"], f"{asked} 記録が変わりました。文を直してください: {answer['broken']}"
+        assert answer["origins"] and talk.NOT_MEASURED not in page and not re.search(r"[{}]", answer["text"]), asked
+    assert all(word in str(prepared) for word in ("シード 0・1・2", "2 コア", "lib/profiles.py"))
 
 
 def test_no_measured_number_is_written_by_hand():
     """答えの文の数字は、出どころから来たものか、条件を表す語（r=16、8B など）だけ。"""
     allowed = {"1", "2", "3", "4", "7", "8", "16", "70", "95", "135"}
+    named = r"\{\{ \w+ \}\}|2e-4|Q\d\S*|F16|SmolLM2|Gemma 3 270M|Gemma 3|sarashina2\.2 0\.5B|3\.1"
     for row in read_json(TALK / "answers.json"):
-        text = re.sub(
-            r"\{\{ \w+ \}\}|2e-4|Q\d\S*|F16|SmolLM2|Gemma 3 270M|Gemma 3|sarashina2\.2 0\.5B|3\.1", "", row["answer"]
-        )
-        assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= allowed, row["question"]
-        assert not re.search(r"\d%", text)
+        text = re.sub(named, "", row["answer"])
+        assert set(re.findall(r"\d+(?:\.\d+)?", text)) <= allowed and not re.search(r"\d%", text), row["question"]
 
 
 def test_an_answer_that_no_longer_holds_is_marked():
     def flipped(name, whole):
-        whole = json.loads(json.dumps(whole))
+        whole = copy.deepcopy(whole)
         for run in whole["embedded"].values() if name == "seeds" else ():
             run["07_evaluation"]["sft_general_accuracy"] = 0.99
         return whole
@@ -162,9 +155,6 @@ def test_an_answer_that_no_longer_holds_is_marked():
     shown = picture("talk/answers.md", answers=broken).data
     assert [answer["broken"] for answer in broken] == [["sft < base"]] and "99.0%" in shown and "⚠" in shown
 
-    def lost(name, whole):
-        return {} if name == "seeds" else whole
-
-    talk, prepared = answers(lost)
+    talk, prepared = answers(lambda name, whole: {} if name == "seeds" else whole)
     assert any(talk.NOT_MEASURED in answer["text"] for answer in prepared)
     assert not any(answer["broken"] for answer in prepared), "測っていないものは、合わないとは言わない"
