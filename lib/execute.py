@@ -14,9 +14,7 @@ import signal
 import subprocess
 import sys
 import tempfile
-import threading
 import time
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,7 +23,6 @@ import rich
 from filelock import FileLock, Timeout
 from jupyter_client.manager import AsyncKernelManager
 from nbclient.exceptions import CellTimeoutError
-from papermill.engines import NBClientEngine, papermill_engines
 from papermill.exceptions import PapermillExecutionError
 from rich.table import Table
 from traitlets.config import Config
@@ -77,35 +74,6 @@ class LocalKernel(AsyncKernelManager):
     _launch_kernel = _async_launch_kernel
 
 
-class WatchedEngine(NBClientEngine):
-    """papermill の標準の実行器。進み具合の棒に、いま進んでいる学習の残り時間（`progress.json`）を添える。"""
-
-    @classmethod
-    def execute_managed_notebook(cls, nb_man: Any, kernel_name: str, **settings: Any) -> Any:
-        note, over = Path(nb_man.output_path).parent.parent / "progress.json", threading.Event()
-
-        def watch() -> None:
-            while not over.wait(1 if sys.stdout.isatty() else 30):
-                with suppress(OSError, WorkshopError):
-                    fresh = time.time() - note.stat().st_mtime < 60
-                    nb_man.pbar.set_postfix_str("{done}/{total} {note}".format(**read_json(note)) if fresh else "")
-
-        watcher = threading.Thread(target=watch, daemon=True)
-        watcher.start()
-        try:
-            return super().execute_managed_notebook(nb_man, kernel_name, **settings)
-        except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
-            what = f"セルが {settings['execution_timeout']} 秒たっても終わりません"
-            where = f"{Path(nb_man.output_path).stem} のセル {nb_man.pbar.n}"
-            raise WorkshopError(what, "ほかの重い処理を止め、同じコマンドで続きから始めてください", where) from None
-        finally:
-            over.set()
-            watcher.join()
-
-
-papermill_engines.register("watched", WatchedEngine)
-
-
 def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = CELL_SECONDS) -> Path:
     """ノートブックを画面なしで最後まで動かし、秘密の値を消した写しの場所を返す。
 
@@ -115,31 +83,35 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
     target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.show.widgets）
-    bar = {"desc": source.stem, "file": sys.stdout, "disable": False, "mininterval": 1 if sys.stdout.isatty() else 30}
-    bar["bar_format"] = "    {desc}  セル {n_fmt}/{total_fmt}  経過 {elapsed}{postfix}"
+    remedy = "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください"
     try:
         with log.open("ab") as LocalKernel.log_stream, tempfile.TemporaryDirectory(prefix="workshop-") as sockets:
             # TCP でなく、この実行だけのフォルダのソケットで話す。ほかの利用者に覗かれず、port も開かない。
             local = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
-            papermill.execute_notebook(
-                source, target, parameters, kernel_name="python3", engine_name="watched", progress_bar=bar,
-                cwd=str(NOTEBOOKS), kernel_manager_class=LocalKernel, config=Config(ConnectionFileMixin=local),
-                start_timeout=180, execution_timeout=timeout,  # 混んだ機械では、既定の 60 秒で起動しきれない
-            )  # fmt: skip
+            options = {"cwd": str(NOTEBOOKS), "kernel_name": "python3", "progress_bar": sys.stdout.isatty()}
+            options |= {"kernel_manager_class": LocalKernel, "config": Config(ConnectionFileMixin=local)}
+            options |= {
+                "start_timeout": 180,
+                "execution_timeout": timeout,
+            }  # 混んだ機械では、既定の 60 秒で起動しきれない
+            papermill.execute_notebook(source, target, parameters, **options)
     except PapermillExecutionError as error:
+        said = scrub(str(error.evalue))
         if error.ename == "WorkshopError":
-            raise WorkshopError(scrub(str(error.evalue)).rstrip("。"), f"実行の写しは {target} にあります") from None
-        what, remedy = f"{error.ename}: {scrub(str(error.evalue))[:300]}", f"実行の写し {target} で前後が読めます"
-        raise WorkshopError(what, remedy, f"{source.stem} のセル {error.cell_index + 1}") from None
+            raise WorkshopError(said.rstrip("。"), f"実行の写しは {target} にあります") from None
+        where = f"{source.stem} のセル {error.cell_index + 1}"
+        raise WorkshopError(f"{error.ename}: {said[:300]}", f"実行の写し {target} で前後が読めます", where) from None
+    except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
+        steps = [cell["metadata"]["papermill"] for cell in read_json(target)["cells"]]
+        number = next((at for at, step in enumerate(steps, 1) if step["start_time"] and not step["duration"]), "?")
+        where = f"{source.stem} のセル {number}"
+        raise WorkshopError(f"セルが {timeout} 秒たっても終わりません", remedy, where) from None
     except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
         what = f"ノートブックを動かすカーネルが止まりました: {error}"
-        remedy = "メモリの空きとほかの重い処理を確かめ、同じコマンドで続きから始めてください"
         raise WorkshopError(what, remedy, source.stem) from None
     finally:
         for path in filter(Path.exists, (target, log)):
-            text = path.read_text(encoding="utf-8", errors="replace")
-            if (clean := scrub(text)) != text:
-                write_text(path, clean)
+            write_text(path, scrub(path.read_text(encoding="utf-8", errors="replace")))
     return target
 
 
@@ -173,38 +145,31 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
     try:
         for stage in stages:
             place = f"[{STAGES.index(stage) + 1}/{len(STAGES)}]" if stage in STAGES else "[付録]"
-            same = _record(run).get(stage, {}).get("source") == _fingerprint(run, stage)
-            if not stale and run.is_done(stage) and same:
+            done, record = run.is_done(stage), _record(run)
+            if not stale and done and record.get(stage, {}).get("source") == _fingerprint(run, stage):
                 print(f"{place} {stage}  済み（飛ばします）")
                 continue
-            half = (run.folder / stage).exists() and not run.is_done(stage)
+            half = (run.folder / stage).exists() and not done
             said = "途中の成果物があります。学習は保存した所から、ほかは最初から続けます" if half else ""
             print(f"{place} {stage}  見込み {expected.get(stage, '不明')} 秒  {said}", flush=True)
             stale, start = True, time.monotonic()
             (run.folder / stage / "metrics.json").unlink(missing_ok=True)
-            write_json(run.folder / "stages.json", {k: v for k, v in _record(run).items() if k != stage})
+            write_json(run.folder / "stages.json", {name: row for name, row in record.items() if name != stage})
             values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name}
             values |= {"DATA": run.data} if stage == "02_dataset" else {}  # どのデータを使うかは 02 だけが決める
             run_notebook(run, NOTEBOOKS / f"{stage}.ipynb", values)
-            done = {"seconds": round(time.monotonic() - start, 1), "source": _fingerprint(run, stage)}
-            write_json(run.folder / "stages.json", {**_record(run), stage: done})
-            print(f"    → {done['seconds']:.0f} 秒  {stage_summary(run, stage)}", flush=True)
+            took = {"seconds": round(time.monotonic() - start, 1), "source": _fingerprint(run, stage)}
+            write_json(run.folder / "stages.json", {**_record(run), stage: took})
+            print(f"    → {took['seconds']:.0f} 秒  {stage_summary(run, stage)}", flush=True)
     finally:
-        (run.folder / "progress.json").unlink(missing_ok=True)
         if index:
-            _print_table(run, _record(run))
-            print(f"\n読む: {write_index(run, _record(run))}")
-
-
-def _print_table(run: Run, record: dict[str, Any]) -> None:
-    """段・分・状態・主な指標の表を出す。"""
-    table = Table("ノートブック", "分", "状態", "主な指標")
-    for stage in shown_stages(run, record):
-        done = run.is_done(stage) and stage in record
-        minutes = f"{record[stage]['seconds'] / 60:.1f}" if done else "-"
-        table.add_row(stage, minutes, "ok" if done else "未完", stage_summary(run, stage))
-    table.add_row("合計", f"{sum(entry['seconds'] for entry in record.values()) / 60:.1f}")
-    rich.print(table)
+            record, table = _record(run), Table("ノートブック", "分", "状態", "主な指標")
+            for stage in shown_stages(run, record):
+                minutes = f"{record[stage]['seconds'] / 60:.1f}" if stage in record else "-"
+                state = "ok" if run.is_done(stage) and stage in record else "未完"
+                table.add_row(stage, minutes, state, stage_summary(run, stage))
+            table.add_row("合計", f"{sum(row['seconds'] for row in record.values()) / 60:.1f}")
+            rich.print(table, f"\n読む: {write_index(run, record)}")
 
 
 def require(run: Run, *names: str) -> None:
@@ -234,7 +199,7 @@ def main() -> None:
     parser.add_argument("--profile", default="embedded")
     parser.add_argument("--run", help="実行の名前（省くとプロファイル名）")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--data", default="", help="自分のデータ（CSV・JSONL などの場所、または data/my を表す my）")
+    parser.add_argument("--data", default="", help="自分のデータの場所（data/my なら my）")
     parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
     options = parser.parse_args()

@@ -13,6 +13,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -27,16 +28,8 @@ from lib.profiles import MODELS, Profile, get_profile
 OUTPUTS = Path(os.environ.get("WORKSHOP_OUTPUTS") or REPOSITORY / "outputs").resolve()
 EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
-STAGES = (
-    "01_concepts",
-    "02_dataset",
-    "03_baseline",
-    "04_lora_sft",
-    "05_preference",
-    "06_merge_to_gguf",
-    "07_evaluation",
-    "08_ladder",
-)
+STAGES = tuple(["01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference"])
+STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")
 """`make run` では走らない付録。それぞれ単独で実行する。"""
 BUILT_IN = "support"
@@ -117,10 +110,6 @@ class Run:
             facts["base"] = fingerprint(base) if base.is_dir() else None
         return {**facts, "versions": versions()}
 
-    def report_progress(self, done: int, total: int, note: str) -> None:
-        """長いセルの進み具合を、外から見えるファイルに書く。"""
-        write_json(self.folder / "progress.json", {"done": done, "total": total, "note": note, "time": time.time()})
-
 
 def data_path(data: str) -> Path | None:
     """DATA に書かれた場所の絶対パス（探し方は `find_data`）。作り付けのデータなら None。無ければ WorkshopError。"""
@@ -185,13 +174,8 @@ def reopen(name: str, outputs: Path | None = None) -> Run:
     return open_run(settings["profile"], name, settings["seed"], outputs)
 
 
-@dataclass(frozen=True)
-class Point:
-    """一つの設定の結果。どこにも無く、計算もしないときは、`result` が空。"""
-
-    settings: Mapping[str, Any]  # 結果を左右する設定のすべて
-    result: Mapping[str, Any]  # 測った値（秒は `seconds`）
-    origin: str  # どこから来た数字か
+Point = namedtuple("Point", "settings result origin")
+"""一つの設定（結果を左右するもののすべて）、測った値（どこにも無ければ空。秒は `seconds`）、どこから来た数字か。"""
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
