@@ -27,7 +27,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "errors": (40, set()),
     "files": (104, set()),
     "profiles": (169, set()),
-    "run": (222, {"files", "profiles"}),
+    "run": (206, {"files", "profiles"}),
     "text": (378, set()),
     "data": (731, {"files", "profiles", "text"}),
     "model": (433, {"files", "profiles", "data", "text"}),
@@ -35,7 +35,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "score": (384, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (316, {"files", "model"}),
     "show": (316, {"files", "profiles", "run", "score", "data"}),
-    "execute": (263, {"files", "run", "model", "show"}),
+    "execute": (228, {"files", "run", "model", "show"}),
     "talk": (
         550,
         {"files", "profiles", "run", "data", "model", "text", "score", "export", "show", "train", "execute"},
