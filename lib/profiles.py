@@ -155,15 +155,3 @@ def get_profile(name: str) -> Profile:
         remedy = f"PROFILE に次のどれかを指定してください: {', '.join(PROFILES)}"
         raise WorkshopError(f"プロファイル「{name}」はありません", remedy, "lib/profiles.py")
     return PROFILES[name]
-
-
-def profile_table() -> list[dict[str, object]]:
-    """プロファイルの一覧を、表にできる辞書の列で返す。"""
-    rows: list[dict[str, object]] = []
-    for p in PROFILES.values():
-        spec = MODELS[p.model]
-        row = {"profile": p.name, "model": spec.hub_id, "licence": spec.licence, "取得量 GB": spec.download_gb}
-        minutes = round(sum(p.expected_seconds) / 60) if p.expected_seconds else "未測定"
-        row |= {"device": p.device, "dtype": p.dtype, "batch": p.sft_batch, "実測（分）": minutes, "why": p.why}
-        rows.append(row)
-    return rows

@@ -124,12 +124,7 @@ def data_path(data: str) -> Path | None:
 def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
     """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。
 
-    Args:
-        profile: プロファイル名。
-        run: 実行の名前。省くとプロファイル名（自分のデータなら、その名前も付く）。
-        seed: 乱数シード。
-        outputs: 出力の根（テスト用）。
-        data: データの場所。空なら、その実行が覚えているもの（初めてなら作り付けの "support"）。
+    `run` を省くとプロファイル名（自分のデータなら、その名前も付く）、`data` を省くとその実行が覚えているものになる。
 
     Raises:
         WorkshopError: 部品が無い、名前が使えない、別の設定の実行がある、書き込めないとき。
