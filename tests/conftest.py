@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
@@ -20,6 +21,7 @@ if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 
 from lib.data.facts import DATA, read_jsonl, stable_order
+from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
 from lib.run import OUTPUTS
@@ -83,6 +85,34 @@ def start(*arguments):
     )
 
 
+def ran(*arguments, timeout=600):
+    """smoke プロファイルの実行を終わりまで待つ。(終了コード, 画面の出力)"""
+    process = start(*arguments)
+    output, _ = process.communicate(timeout=timeout)
+    return process.returncode, output
+
+
+def python(*arguments, cwd=REPOSITORY, **more):
+    """別の Python を走らせて、終わりまで待つ。"""
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, **more)
+
+
+def refused(done, *words):
+    """別の Python が、これらの語を含む一文で止まったことを確かめる。"""
+    assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
+@contextmanager
+def one_sentence(*words):
+    """中が、これらの語を含む一文の WorkshopError で止まることを確かめる。"""
+    with pytest.raises(WorkshopError) as error:
+        yield
+    text = str(error.value)
+    assert "Traceback" not in text and "\n" not in text and len(text) < 600
+    assert all(word in text for word in words), text
+
+
 @pytest.fixture(scope="session")
 def model_folder():
     """埋め込みモデルの重み（実物）。無ければ取得する。"""
@@ -123,6 +153,12 @@ def make_tiny(folder, model_folder, family="Llama", width=64):
 def tiny_llama(tmp_path_factory, model_folder):
     """乱数の Llama のフォルダ。"""
     return make_tiny(tmp_path_factory.mktemp("tiny"), model_folder)
+
+
+@pytest.fixture
+def tiny_copy(tmp_path, tiny_llama):
+    """壊してよい、乱数の Llama のフォルダ。"""
+    return shutil.copytree(tiny_llama, tmp_path / "model")
 
 
 @pytest.fixture(scope="session")

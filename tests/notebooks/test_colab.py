@@ -1,6 +1,5 @@
 """一つだけ開いたノートブックのために: バッジ、どれも同じ準備のセル、リポジトリと部品の用意。"""
 
-import json
 import os
 import subprocess
 import sys
@@ -11,10 +10,11 @@ from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import refused
 from maintain.address import BADGE, address, readdress
 
 from lib import bootstrap
-from lib.files import REPOSITORY
+from lib.files import REPOSITORY, read_json
 from lib.show.page import notebook_html
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
@@ -22,21 +22,18 @@ CLONE = address().split("/")[1]
 AFTER = "\nfrom lib.run import open_run\n\nrun = open_run('smoke', 'alone')\nprint(run)"
 
 
-def cells_of(path):
-    return json.loads(path.read_text(encoding="utf-8"))["cells"]
-
-
 def setup_cell(path):
-    (found,) = [cell for cell in cells_of(path) if "setup" in cell["metadata"].get("tags", [])]
+    (found,) = [cell for cell in read_json(path)["cells"] if "setup" in cell["metadata"].get("tags", [])]
     return "".join(found["source"])
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_the_badge_opens_this_very_notebook(path):
-    first = cells_of(path)[0]
+    cells = read_json(path)["cells"]
+    first = cells[0]
     assert f"]({BADGE.format(address(), path.name)})" in "".join(first["source"])
     assert first["metadata"]["tags"] == ["badge"]
-    code = ["".join(cell["source"]) for cell in cells_of(path) if cell["cell_type"] == "code"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     place = code.index(setup_cell(path))
     assert f"https://github.com/{address()}" in code[place] and f'"{CLONE}/lib/bootstrap.py"' in code[place]
     data = ", data=DATA" if path.stem == "02_dataset" else ""
@@ -57,27 +54,32 @@ def test_a_new_address_reaches_every_link(tmp_path):
     assert readdress(path, "someone/elsewhere") and not readdress(path, "someone/elsewhere")
     text = path.read_text(encoding="utf-8")
     assert address() not in text and text.count("someone/elsewhere") == 2
-    assert setup_cell(path) == setup_cell(NOTEBOOKS[0]).replace(address(), "someone/elsewhere").replace(
-        CLONE, "elsewhere"
-    )
+    cell = setup_cell(NOTEBOOKS[0]).replace(address(), "someone/elsewhere").replace(CLONE, "elsewhere")
+    assert setup_cell(path) == cell
 
 
 def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
-    cells = [nbformat.from_dict(cell) for cell in cells_of(NOTEBOOKS[1])[:2]]
+    cells = [nbformat.from_dict(cell) for cell in read_json(NOTEBOOKS[1])["cells"][:2]]
     nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "two.ipynb")
     page = notebook_html(tmp_path / "two.ipynb", tmp_path / "page.html").read_text(encoding="utf-8")
     assert "colab-badge" not in page and "ファインチューニングとは何か" in page
 
 
-def open_alone(folder, python, after=AFTER, **environment):
+def open_alone(folder, python=sys.executable, after=AFTER, **environment):
     """準備のセルと次のセルを、そのフォルダで実行する。部品は、ネットワークからは入れさせない。"""
-    script = folder / "cell.py"
-    script.write_text(setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
-    return subprocess.run(
-        [python, "cell.py"], cwd=folder, capture_output=True, text=True, timeout=120,
-        env={key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "WORKSHOP_OUTPUTS")}
-        | {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""} | environment,
-    )  # fmt: skip
+    (folder / "cell.py").write_text(setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
+    kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "WORKSHOP_OUTPUTS")}
+    kept |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "GIT_CONFIG_COUNT": "0"}
+    told = subprocess.run(
+        [python, "cell.py"], cwd=folder, capture_output=True, text=True, timeout=120, env=kept | environment
+    )
+    assert "Traceback" not in told.stderr, told.stderr
+    return told
+
+
+def instead(url, asked):
+    """git に、`asked` の代わりに `url` から取らせる設定。"""
+    return {"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": f"url.{url}.insteadOf", "GIT_CONFIG_VALUE_0": asked}
 
 
 @pytest.fixture
@@ -92,38 +94,32 @@ def published(tmp_path):
     git = ["git", "-C", str(source), "-c", "user.name=x", "-c", "user.email=x@example.invalid"]
     for command in (["init", "-q", "-b", "main"], ["add", "."], ["commit", "-qm", "first"]):
         subprocess.run([*git, *command], check=True)
-    return {
-        "GIT_CONFIG_COUNT": "1",
-        "GIT_CONFIG_KEY_0": f"url.{source.as_uri()}.insteadOf",
-        "GIT_CONFIG_VALUE_0": f"https://github.com/{address()}",
-    }
+    return instead(source.as_uri(), f"https://github.com/{address()}")
 
 
-def no_pip(folder):
-    """pip の代わりに、何もせず成功する部品。"""
-    (folder / "pip.py").write_text("", encoding="utf-8")
+@pytest.fixture
+def content(tmp_path):
+    """ノートブックだけを開いた、空のフォルダ。pip の代わりに、何もせず成功する部品を置く。"""
+    (tmp_path / "content").mkdir()
+    (tmp_path / "content" / "pip.py").write_text("", encoding="utf-8")
+    return tmp_path / "content"
 
 
-def test_opened_alone_the_cell_clones_once(tmp_path, published):
-    folder = tmp_path / "content"
-    folder.mkdir()
-    no_pip(folder)
-    told = open_alone(folder, sys.executable, **published)
+def test_opened_alone_the_cell_clones_once(content, published):
+    told = open_alone(content, **published)
     assert told.returncode == 0 and "足りない部品を入れます" in told.stdout, told.stderr
     assert [line.split()[0] for line in told.stdout.splitlines()[-2:]] == ["python", "出力先:"]
-    assert (folder / CLONE / "outputs" / "alone" / "run.json").exists()
-    again = open_alone(folder, sys.executable, GIT_CONFIG_COUNT="0")  # 二度目は、取りもせず、入れもしない
+    assert (content / CLONE / "outputs" / "alone" / "run.json").exists()
+    again = open_alone(content)  # 二度目は、取りもせず、入れもしない
     assert again.returncode == 0 and "足りない部品" not in again.stdout, again.stderr
 
 
-@pytest.mark.parametrize("name", ["lib/__init__.py", "lib/notes.txt"])
-def test_another_lib_in_the_folder_is_no_obstacle(tmp_path, published, name):
-    folder = tmp_path / "content"
-    (folder / "lib").mkdir(parents=True)
-    (folder / name).write_text("", encoding="utf-8")
-    no_pip(folder)
+@pytest.mark.parametrize("name", ["__init__.py", "notes.txt"])
+def test_another_lib_in_the_folder_is_no_obstacle(content, published, name):
+    (content / "lib").mkdir()
+    (content / "lib" / name).write_text("", encoding="utf-8")
     for _ in range(2):
-        told = open_alone(folder, sys.executable, **published)
+        told = open_alone(content, **published)
         assert told.returncode == 0 and "出力先" in told.stdout, told.stderr
 
 
@@ -132,8 +128,8 @@ def test_a_bare_clone_needs_no_installation_and_no_network(tmp_path, published, 
     """JupyterLab と VS Code と papermill は、それぞれ別のフォルダで始まる。"""
     source, folder = tmp_path / "published", tmp_path / "published" / place
     folder.mkdir(parents=True, exist_ok=True)
-    outside = {"GIT_CONFIG_COUNT": "0", "PYTHONPATH": str(source)} if "inner" in place else {"GIT_CONFIG_COUNT": "0"}
-    told = open_alone(folder, sys.executable, **outside)  # 離れたフォルダでは、入れてある lib を使う
+    outside = {"PYTHONPATH": str(source)} if "inner" in place else {}  # 離れたフォルダでは、入れてある lib を使う
+    told = open_alone(folder, **outside)
     assert told.returncode == 0 and str(source / "outputs" / "alone") in told.stdout, told.stderr
     assert not (folder / CLONE).exists()
 
@@ -143,15 +139,12 @@ def test_missing_parts_are_one_sentence_and_no_clone(tmp_path, published):
     hide += "    if name == 'torch': raise m.PackageNotFoundError(name)\n    return found(name)\nm.version = version"
     show = "\nfrom lib.errors import command_line\nwith command_line(): open_run('smoke', 'alone')"
     after = hide + "\nfrom lib.run import open_run" + show
-    told = open_alone(tmp_path / "published", sys.executable, after, GIT_CONFIG_COUNT="0")
-    assert told.returncode == 1 and "部品がありません: torch" in told.stderr and "Traceback" not in told.stderr
+    refused(open_alone(tmp_path / "published", after=after), "部品がありません: torch")
     assert not (tmp_path / "published" / CLONE).exists()
 
 
 def test_without_the_network_one_sentence_is_shown(tmp_path):
-    told = open_alone(tmp_path, sys.executable, GIT_CONFIG_COUNT="1", GIT_CONFIG_KEY_0="url.file:///nowhere/.insteadOf",
-                      GIT_CONFIG_VALUE_0="https://github.com/")  # fmt: skip
-    assert told.returncode == 1 and "✋" in told.stderr and "Traceback" not in told.stderr
+    refused(open_alone(tmp_path, **instead("file:///nowhere/", "https://github.com/")), "✋")
 
 
 @pytest.fixture
@@ -180,16 +173,12 @@ def test_torch_is_never_replaced(pip, capsys):
         assert [pin for pin in held if pin.startswith(f"{name}==")] == [f"{name}=={version(name)}"]
 
 
-def test_a_replaced_module_in_use_asks_for_a_restart(monkeypatch, pip):
-    states = [
-        [SimpleNamespace(name="pytest", version=number), SimpleNamespace(name="trl", version="1")] for number in "12"
-    ]
+def test_a_replaced_module_in_use_asks_for_a_restart_and_a_failed_install_is_one_sentence(monkeypatch, pip):
+    states = [[SimpleNamespace(name=n, version=v) for n, v in (("pytest", v), ("trl", "1"))] for v in "12"]
     monkeypatch.setattr(bootstrap, "distributions", lambda: states.pop(0))
     with pytest.raises(SystemExit, match="✋.*pytest は前の版が動いています.*再起動"):
         bootstrap.main()
-
-
-def test_a_failed_install_is_one_sentence(monkeypatch, pip):
+    states += [[], []]
     told = SimpleNamespace(returncode=1, stdout="x\nERROR: No matching distribution found for trl\n")
     monkeypatch.setattr(bootstrap.subprocess, "run", lambda *_, **__: told)
     with pytest.raises(SystemExit, match="✋.*No matching distribution found for trl。"):
@@ -200,5 +189,5 @@ def test_the_cell_needs_only_python_and_pip_to_begin(tmp_path, published):
     """何も入っていない Python では、足りない部品を入れるところまで進み、入れられなければ一文で止まる。"""
     venv.create(tmp_path / "bare", symlinks=True)
     told = open_alone(tmp_path, tmp_path / "bare" / "bin" / "python", **published)
-    assert told.returncode == 1 and "足りない部品を入れます" in told.stdout and "部品を入れられません" in told.stderr
-    assert "Traceback" not in told.stderr
+    refused(told, "部品を入れられません")
+    assert "足りない部品を入れます" in told.stdout

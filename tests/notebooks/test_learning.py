@@ -1,20 +1,16 @@
 """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで 02〜04 を通し、見せていない言い回しで測る。"""
 
-import subprocess
-import sys
+from conftest import ran
 
-from lib.files import REPOSITORY, read_json
+from lib.files import read_json
 from lib.run import OUTPUTS
 
-RUN = "pytest-talk"
+RUN = ("--run", "pytest-talk", "--no-index")
 
 
 def test_lora_teaches_facts_that_answer_unseen_phrasings():
-    command = [sys.executable, "-m", "lib.execute", "--profile", "talk", "--run", RUN, "--no-index"]
-    result = subprocess.run([*command, "02_dataset", "03_baseline", "04_lora_sft"], cwd=REPOSITORY, timeout=900)
-    assert result.returncode == 0
-    folder = OUTPUTS / RUN
-    before = read_json(folder / "03_baseline" / "metrics.json")
-    after = read_json(folder / "04_lora_sft" / "metrics.json")
-    assert before["near_accuracy"] <= 0.05
-    assert after["near_accuracy"] >= 0.5  # 4 問（2 事実 × 2）。試走では全問
+    code, output = ran("--profile", "talk", *RUN, "02_dataset", "03_baseline", "04_lora_sft", timeout=900)
+    assert code == 0, output
+    metrics = [read_json(OUTPUTS / RUN[1] / stage / "metrics.json") for stage in ("03_baseline", "04_lora_sft")]
+    before, after = (found["near_accuracy"] for found in metrics)
+    assert before <= 0.05 and after >= 0.5  # 4 問（2 事実 × 2）。試走では全問

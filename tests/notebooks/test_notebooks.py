@@ -6,7 +6,7 @@ import time
 
 import nbformat
 import pytest
-from conftest import start
+from conftest import ran, start
 
 from lib.files import REPOSITORY, check_folder, file_sha256, read_json
 from lib.run import OUTPUTS, STAGES
@@ -26,9 +26,8 @@ def finished():
             process.send_signal(signal.SIGINT)
             break
     rest, _ = process.communicate(timeout=120)
-    again = start("--run", RUN)
-    output, _ = again.communicate(timeout=1200)
-    assert again.returncode == 0, output
+    code, output = ran("--run", RUN, timeout=1200)
+    assert code == 0, output
     return "".join(seen) + rest, process.returncode, output
 
 
@@ -39,10 +38,8 @@ def test_ctrl_c_leaves_what_was_finished_and_says_so(finished):
 
 
 def test_the_run_ends_with_a_table_and_an_index(finished):
-    output = finished[2]
-    assert "index.html" in output and "未完" not in output
-    record = read_json(OUTPUTS / RUN / "stages.json")
-    assert list(record) == list(STAGES)
+    assert "index.html" in finished[2] and "未完" not in finished[2]
+    assert list(read_json(OUTPUTS / RUN / "stages.json")) == list(STAGES)
     page = (OUTPUTS / RUN / "index.html").read_text(encoding="utf-8")
     for stage in STAGES:
         assert f'href="html/{stage}.html"' in page
@@ -53,33 +50,26 @@ def test_the_run_ends_with_a_table_and_an_index(finished):
 @pytest.mark.parametrize("stage", STAGES)
 def test_executed_notebooks_hold_no_error_and_no_warning_of_ours(finished, stage):
     notebook = nbformat.read(OUTPUTS / RUN / "notebooks" / f"{stage}.ipynb", as_version=4)
-    for cell in notebook.cells:
-        for out in cell.get("outputs", []):
-            assert out.output_type != "error"
-            if out.output_type == "stream" and out.name == "stderr":
-                assert str(REPOSITORY) not in out.text and "Glyph" not in out.text, out.text[:500]
+    for out in (out for cell in notebook.cells for out in cell.get("outputs", [])):
+        assert out.output_type != "error"
+        if out.output_type == "stream" and out.name == "stderr":
+            assert str(REPOSITORY) not in out.text and "Glyph" not in out.text, out.text[:500]
+
+
+ARTEFACTS = {
+    "02_dataset": "train.jsonl",
+    "03_baseline": "baseline_evaluation.csv baseline_evaluation.json",
+    "04_lora_sft": "adapter/adapter_model.safetensors training_results.json",
+    "05_preference": "dpo_adapter/adapter_model.safetensors orpo_adapter/adapter_model.safetensors",
+    "06_merge_to_gguf": "model-f16.gguf Modelfile publish/SHA256SUMS",
+    "07_evaluation": "comparison_evaluation.csv report.md report.html model_card.md",
+    "08_ladder": "ladder_evaluation.json",
+}
 
 
 def test_every_stage_left_its_artefacts(finished):
     folder = OUTPUTS / RUN
-    for name in (
-        "02_dataset/train.jsonl",
-        "03_baseline/baseline_evaluation.csv",
-        "03_baseline/baseline_evaluation.json",
-        "04_lora_sft/adapter/adapter_model.safetensors",
-        "04_lora_sft/training_results.json",
-        "05_preference/dpo_adapter/adapter_model.safetensors",
-        "05_preference/orpo_adapter/adapter_model.safetensors",
-        "06_merge_to_gguf/model-f16.gguf",
-        "06_merge_to_gguf/Modelfile",
-        "06_merge_to_gguf/publish/SHA256SUMS",
-        "07_evaluation/comparison_evaluation.csv",
-        "07_evaluation/report.md",
-        "07_evaluation/report.html",
-        "07_evaluation/model_card.md",
-        "08_ladder/ladder_evaluation.json",
-    ):
-        assert (folder / name).stat().st_size > 0, name
+    assert all((folder / stage / name).stat().st_size for stage, names in ARTEFACTS.items() for name in names.split())
     publish = folder / "06_merge_to_gguf" / "publish"
     for line in (publish / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         digest, name = line.split("  ")
@@ -95,16 +85,12 @@ def test_what_holds_on_any_budget(finished):
     assert metrics["01_concepts"]["llama8b_all_trainable"] == 41_943_040
     assert metrics["02_dataset"]["leaks"] == metrics["02_dataset"]["truncated"] == 0
     assert metrics["04_lora_sft"]["loss_difference"] < 1e-5
-    assert metrics["05_preference"]["dpo_loss_difference"] < 1e-4
-    assert abs(metrics["05_preference"]["dpo_first_loss"] - 0.6931) < 0.01
-    assert metrics["06_merge_to_gguf"]["merge_logit_difference"] < 1e-4
-    assert metrics["06_merge_to_gguf"]["merge_probability_difference"] < 1e-5
-    assert metrics["06_merge_to_gguf"]["template_ids_equal"] == 1.0
-    assert metrics["06_merge_to_gguf"]["modelfile_ids_equal"] == 1.0
-    assert metrics["06_merge_to_gguf"]["f16_token_agreement"] >= 0.95
+    dpo, gguf = metrics["05_preference"], metrics["06_merge_to_gguf"]
+    assert dpo["dpo_loss_difference"] < 1e-4 and abs(dpo["dpo_first_loss"] - 0.6931) < 0.01
+    assert gguf["merge_logit_difference"] < 1e-4 and gguf["merge_probability_difference"] < 1e-5
+    assert gguf["template_ids_equal"] == gguf["modelfile_ids_equal"] == 1.0 and gguf["f16_token_agreement"] >= 0.95
 
 
 def test_a_finished_run_is_not_computed_again(finished):
-    process = start("--run", RUN)
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 0 and output.count("済み（飛ばします）") == len(STAGES)
+    code, output = ran("--run", RUN, timeout=120)
+    assert code == 0 and output.count("済み（飛ばします）") == len(STAGES)

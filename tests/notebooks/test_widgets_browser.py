@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from functools import partial
 
 import nbformat
 import pytest
@@ -46,21 +47,15 @@ def train():
     print(f"止まった歩 {number}")
 
 await demo.live(train)"""
-AFTER = ['print("次のセル")', 'time.sleep(0.5)\nprint("終わりのセル")']  # 「すべて実行」は、ボタンで止まってはいけない
+CELLS = [VIEWS, 'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])']
+CELLS += ['sliders(words, text=lambda: Text(placeholder="ここに書く"))', BAR, BUSY]
+CELLS += ['print("次のセル")', 'time.sleep(0.5)\nprint("終わりのセル")']  # 「すべて実行」は、ボタンで止まってはいけない
 
 
 @pytest.fixture
 def lab(tmp_path):
     """ノートブックを一つ置いた JupyterLab の住所。127.0.0.1 だけで、その場限りの合い言葉を付ける。"""
-    code = [
-        VIEWS,
-        'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])',
-        'sliders(words, text=lambda: Text(placeholder="ここに書く"))',
-        BAR,
-        BUSY,
-        *AFTER,
-    ]
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in code])
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (tmp_path / "work").mkdir()
     nbformat.write(notebook, tmp_path / "work" / "widgets.ipynb")
@@ -68,19 +63,12 @@ def lab(tmp_path):
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     token = secrets.token_hex(16)
-    own = (
-        "JUPYTER_CONFIG_DIR",
-        "JUPYTER_RUNTIME_DIR",
-        "JUPYTERLAB_WORKSPACES_DIR",
-        "JUPYTERLAB_SETTINGS_DIR",
-        "IPYTHONDIR",
-    )
-    settings = {name: str(tmp_path / name) for name in own}
-    tracker = (
-        tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension" / "tracker.jupyterlab-settings"
-    )
-    tracker.parent.mkdir(parents=True)
-    tracker.write_text('{"windowingMode": "none"}', encoding="utf-8")  # 画面の外のセルも、消さずに置く
+    own = "JUPYTER_CONFIG_DIR JUPYTER_RUNTIME_DIR JUPYTERLAB_WORKSPACES_DIR JUPYTERLAB_SETTINGS_DIR IPYTHONDIR"
+    settings = {name: str(tmp_path / name) for name in own.split()}
+    tracker = tmp_path / "JUPYTERLAB_SETTINGS_DIR" / "@jupyterlab" / "notebook-extension"
+    tracker.mkdir(parents=True)
+    # 画面の外のセルも、消さずに置く
+    (tracker / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}', encoding="utf-8")
     settings |= {"JUPYTER_TOKEN": token, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     with (tmp_path / "lab.log").open("w") as log:
@@ -121,13 +109,12 @@ def test_a_real_browser_moves_the_views_and_stops_the_demo(window, lab, tmp_path
     assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000
     window.locator(".jp-OutputArea-output", has_text="終わりのセル").wait_for()
 
-    picture = window.locator(".widget-html-content img")
-    before = picture.get_attribute("src")
-    window.locator(".noUi-handle").first.press("ArrowRight")
-    window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
-    before = picture.get_attribute("src")
-    window.locator(".widget-dropdown select").select_option("linear")
-    window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
+    picture, dropdown = window.locator(".widget-html-content img"), window.locator(".widget-dropdown select")
+    handle = window.locator(".noUi-handle").first
+    for move in (partial(handle.press, "ArrowRight"), partial(dropdown.select_option, "linear")):
+        before = picture.get_attribute("src")
+        move()
+        window.wait_for_function("old => document.querySelector('.widget-html-content img').src !== old", arg=before)
     window.get_by_placeholder("ここに書く").fill("<img src=x>名入れ")
     window.get_by_text("14 文字").wait_for()
     assert picture.count() == 1, "打った文が、絵として読まれました"

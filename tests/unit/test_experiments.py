@@ -1,13 +1,13 @@
 """設定ごとの結果は一度だけ計算し、どこから来た数字かを必ず言う。"""
 
-import json
+import shutil
 from dataclasses import replace
 
 import pytest
 from maintain.record import record_experiments
 
 import lib.run
-from lib.files import REPOSITORY
+from lib.files import REPOSITORY, read_json
 from lib.run import key_of, measured, open_run
 
 SETTINGS = {"rank": 16, "targets": ["q_proj", "v_proj"], "seed": 0}
@@ -24,15 +24,14 @@ def never(settings):
     raise AssertionError("計算してはいけない")
 
 
-def test_a_point_is_computed_once_and_says_so(folders):
+def test_a_point_of_the_same_settings_is_computed_once_and_says_so(folders):
     run = open_run("full", "x", outputs=folders)
+    with pytest.raises(AssertionError):
+        measured(run, SETTINGS, never)  # 失敗した計算は、点を残さない
     first = measured(run, SETTINGS, lambda settings: {"near": 0.5})
     assert (first.result, first.origin) == ({"near": 0.5}, "いま計算")
     again = measured(run, dict(reversed(SETTINGS.items())), never)
     assert again.result == first.result and again.origin.startswith("前に計算（20")
-
-
-def test_any_changed_setting_is_another_point(folders):
     changes = [{**SETTINGS, "rank": 8}, {**SETTINGS, "targets": ["q_proj"]}, {**SETTINGS, "data": "abc"}]
     assert len({key_of(settings) for settings in [SETTINGS, *changes]}) == 4
 
@@ -44,22 +43,13 @@ def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
     full = replace(run, profile=replace(run.profile, experiments=True))
     measured(full, SETTINGS, lambda settings: {"near": 0.25})
     record_experiments()
-    for path in lib.run.EXPERIMENTS.iterdir():
-        path.unlink()
+    shutil.rmtree(lib.run.EXPERIMENTS)
     played = measured(run, SETTINGS, never)
     assert played.result == {"near": 0.25} and played.origin.startswith("録画（20") and "スレッド" in played.origin
 
 
-def test_a_failed_computation_leaves_no_point(folders):
-    run = open_run("full", "z", outputs=folders)
-    with pytest.raises(AssertionError):
-        measured(run, SETTINGS, never)
-    assert measured(run, SETTINGS, lambda settings: {"near": 1.0}).origin == "いま計算"
-
-
 def test_every_recorded_point_still_belongs_to_its_settings():
     """録画の鍵は設定の指紋。設定を手で書き換えた録画は、ここで赤くなる。"""
-    path = REPOSITORY / "data" / "recorded" / "experiments.json"
-    recorded = json.loads(path.read_text(encoding="utf-8"))
+    recorded = read_json(REPOSITORY / "data" / "recorded" / "experiments.json")
     assert recorded and all(key == key_of(row["settings"]) for key, row in recorded.items())
     assert all({"result", "date", "machine", "versions"} <= set(row) for row in recorded.values())

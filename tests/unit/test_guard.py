@@ -1,14 +1,13 @@
 """二つ同時に走らせない、秘密を残さない、書き込めなくなったら一文で止まる。"""
 
 import os
-import subprocess
-import sys
 
 import nbformat
 import pytest
+from conftest import python, refused
 
 from lib.execute import only_one, scrub
-from lib.files import REPOSITORY
+from lib.files import read_json
 from lib.run import open_run
 
 SECRET = 'hf_planted"秘密\\4f9c2b71e0'
@@ -30,9 +29,7 @@ def run_planted(folder, *cells, before="", arguments=("01_concepts",), **environ
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
     nbformat.write(notebook, folder / "01_concepts.ipynb")
     code = PIPELINE.format(folder=str(folder), arguments=arguments, before=before)
-    return subprocess.run(
-        [sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True, env={**os.environ, **environment}
-    )
+    return python("-c", code, env={**os.environ, **environment})
 
 
 LEAKY = [
@@ -48,15 +45,12 @@ def test_a_planted_secret_is_nowhere(tmp_path, ending):
     keys = {"HF_TOKEN": SECRET, "WORKSHOP_JUDGE_KEY": SECRET, "MY_PASSWORD": SECRET}
     result = run_planted(tmp_path, *LEAKY, ending, **keys)
     assert result.returncode == ("raise" in ending), result.stderr
-    files = [path for path in (tmp_path / "outputs").rglob("*") if path.is_file()]
-    copies = [path for path in files if path.suffix == ".ipynb"]
-    assert len(copies) == 1 and "（秘密の値）" in copies[0].read_text(encoding="utf-8")
-    core = SECRET.split("\\")[1]
-    for text in (result.stdout, result.stderr, *(path.read_text(encoding="utf-8", errors="replace") for path in files)):
-        assert core not in text
-    assert "Traceback" not in result.stderr
-    if not result.returncode:
-        assert any(path.suffix == ".html" and path.parent.name == "html" for path in files)
+    outputs = tmp_path / "outputs"
+    files = {path: path.read_text("utf-8", "replace") for path in outputs.rglob("*") if path.is_file()}
+    (copy,) = [text for path, text in files.items() if path.suffix == ".ipynb"]
+    assert "（秘密の値）" in copy and "Traceback" not in result.stderr
+    assert all(SECRET.split("\\")[1] not in text for text in (result.stdout, result.stderr, *files.values()))
+    assert result.returncode or list(outputs.glob("*/html/*.html"))
 
 
 def test_a_short_or_harmless_value_is_left_alone(monkeypatch):
@@ -70,8 +64,7 @@ def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
     run = open_run("smoke", "planted", outputs=tmp_path / "outputs")
     with only_one(run.folder):
         only_one(run.folder)  # 自分のノートブックが上流を作るとき
-        result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
-        assert result.returncode == 1 and "いま走っています" in result.stderr and "Traceback" not in result.stderr
+        refused(run_planted(tmp_path, "1", WORKSHOP_RUN_HELD=""), "いま走っています")
         assert not (run.folder / "notebooks").exists()
     assert run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="").returncode == 0
 
@@ -80,8 +73,7 @@ def test_the_lock_of_a_killed_process_is_free(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
     code = "import os, pathlib, signal; from lib.execute import only_one\n"
     code += f"with only_one(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
-    killed = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY)
-    assert killed.returncode == -9 and (tmp_path / "lock").exists()
+    assert python("-c", code).returncode == -9 and (tmp_path / "lock").exists()
     with only_one(tmp_path):
         pass
 
@@ -90,10 +82,15 @@ def test_a_full_disk_is_one_sentence(tmp_path):
     full = "import resource; open_run = p.open_run\ndef tight(*a, **k):\n    run = open_run(*a, **k)\n"
     full += "    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n    return run\n"
     full += "p.open_run = tight"
-    result = run_planted(tmp_path, "print('あ' * 1000)", before=full)
-    assert result.returncode == 1 and "書き込めません" in result.stderr and "Traceback" not in result.stderr, (
-        result.stderr
-    )
+    refused(run_planted(tmp_path, "print('あ' * 1000)", before=full), "書き込めません")
+
+
+def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(tmp_path):
+    result = run_planted(tmp_path, "1/0")
+    assert result.returncode == 1 and "ZeroDivisionError" in result.stderr and "01_concepts のセル" in result.stderr
+    folder = tmp_path / "outputs" / "planted"
+    assert (folder / "notebooks" / "01_concepts.ipynb").exists() and read_json(folder / "stages.json") == {}
+    assert not (folder / "01_concepts" / "metrics.json").exists()
 
 
 def test_an_unfinished_stage_is_announced(tmp_path):

@@ -1,11 +1,10 @@
 """壊しても気づきにくい所: いつも同じ並び、学習と生成は同じトークン、素直な計算と同じ対数確率。`make mutate` の表も。"""
 
 import os
-import subprocess
-import sys
 
 import pytest
 import torch
+from conftest import python
 from maintain.mutations import MUTATIONS
 
 from lib.data.facts import make_split
@@ -23,11 +22,10 @@ PAIRS = [
 
 
 def test_the_order_is_the_same_in_every_process():
-    code = "from lib.data.facts import *; s = make_split(get('embedded'));"
+    code = "from lib.data.facts import *; from lib.profiles import *; s = make_split(get_profile('embedded'));"
     code += "print([e.question for e in s.train + s.unseen])"
-    code = code.replace("get(", "__import__('lib.profiles', fromlist=['x']).get_profile(")
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "7"}
-    there = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    there = python("-c", code, env=environment, check=True)
     split = make_split(get_profile("embedded"))
     assert there.stdout.strip() == str([e.question for e in split.train + split.unseen])
 

@@ -1,69 +1,61 @@
 """GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文で断り、変換しても同じトークンを書く。"""
 
-import shutil
 from collections import Counter
 
 import numpy
 import pytest
 import torch
-from conftest import from_notebook, make_tiny, quantize_as_06
+from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
 from gguf import GGUFWriter
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from peft import LoraConfig, get_peft_model
+from tokenizers import Tokenizer, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from lib.errors import WorkshopError
 from lib.export.gguf import convert_to_f16, open_gguf, quantize
+from lib.export.serve import serve
+from lib.files import read_json, write_json
+from lib.model.generate import render
+from lib.model.load import load_model, load_tokenizer
 from lib.profiles import get_profile
 
 RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
 NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
-SMOLLM2 = NOTEBOOK.shape(576, 1536, 30, 9, 3, 64, 49152, True)
+shape = NOTEBOOK.shape
+SMOLLM2 = shape(576, 1536, 30, 9, 3, 64, 49152, True)
+
+
+WIDE = shape(768, 2048, 12, 12, 12, 64, 32000, False)
 
 
 def types(config, kind):
     return Counter(chosen.name for chosen, _ in NOTEBOOK.type_plan(config, kind))
 
 
+def test_tensor_types_match_llama_quantize_and_a_width_of_256_keeps_the_k_types():
+    # SmolLM2 は、同じ重みを llama-quantize に掛けたときの内訳
+    assert types(SMOLLM2, "Q4_K_M") == {"Q5_0": 166, "Q4_K": 16, "Q6_K": 14, "Q8_0": 15}
+    assert types(SMOLLM2, "Q2_K") == {"Q4_0": 180, "Q3_K": 30, "Q8_0": 1} and types(SMOLLM2, "Q8_0") == {"Q8_0": 211}
+    assert set(types(WIDE, "Q4_K_M")) == {"Q4_K", "Q6_K"} and set(types(WIDE, "Q6_K")) == {"Q6_K"}
+    assert set(types(WIDE, "Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
+
+
 @pytest.mark.parametrize(
-    ("kind", "expected"),
-    [
-        # 同じ重みを llama-quantize に掛けたときの内訳
-        ("Q4_K_M", {"Q5_0": 166, "Q4_K": 16, "Q6_K": 14, "Q8_0": 15}),
-        ("Q2_K", {"Q4_0": 180, "Q3_K": 30, "Q8_0": 1}),
-        ("Q8_0", {"Q8_0": 211}),
+    ("model", "sizes"),
+    [  # MB。SmolLM2-135M は手元で作った実物。ほかは、公開されている一覧
+        (SMOLLM2, {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}),
+        (shape(4096, 12288, 36, 32, 8, 128, 151936, False), {"F16": 16390, "Q8_0": 8710, "Q6_K": 6730}),
+        (
+            shape(2048, 11008, 36, 16, 2, 128, 151936, True),
+            {"F16": 6180, "Q8_0": 3290, "Q4_K_M": 1930, "Q2_K": 1270},
+        ),
+        (shape(896, 4864, 24, 14, 2, 64, 151936, True), {"Q8_0": 531, "Q4_K_M": 398, "Q2_K": 339}),
     ],
 )
-def test_tensor_types_of_smollm2_match_llama_quantize(kind, expected):
-    assert types(SMOLLM2, kind) == expected
-
-
-def test_a_width_of_256_keeps_the_k_types():
-    wide = NOTEBOOK.shape(768, 2048, 12, 12, 12, 64, 32000, False)
-    assert set(types(wide, "Q4_K_M")) == {"Q4_K", "Q6_K"}
-    assert set(types(wide, "Q6_K")) == {"Q6_K"}
-    assert set(types(wide, "Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
-
-
-def test_computed_sizes_match_real_files():
-    # SmolLM2-135M は手元で作った実物（MB）。ほかは、公開されている一覧（GB）
-    for kind, size in {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}.items():
-        assert NOTEBOOK.megabytes(SMOLLM2, kind, 36) == pytest.approx(size, rel=0.005)
-    published = {
-        (4096, 12288, 36, 32, 8, 128, 151936, False): {"F16": 16.39, "Q8_0": 8.71, "Q6_K": 6.73},
-        (2048, 11008, 36, 16, 2, 128, 151936, True): {"F16": 6.18, "Q8_0": 3.29, "Q4_K_M": 1.93, "Q2_K": 1.27},
-        (896, 4864, 24, 14, 2, 64, 151936, True): {"Q8_0": 0.531, "Q4_K_M": 0.398, "Q2_K": 0.339},
-    }
-    for shape, sizes in published.items():
-        for kind, size in sizes.items():
-            assert NOTEBOOK.megabytes(NOTEBOOK.shape(*shape), kind, 36) / 1000 == pytest.approx(size, rel=0.005)
-
-
-def test_a_poisoned_gguf_is_one_sentence(tmp_path):
-    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"not a model" * 10):
-        path = tmp_path / "bad.gguf"
-        path.write_bytes(content)
-        with pytest.raises(WorkshopError, match="GGUF として読めません"):
-            open_gguf(path)
+def test_computed_sizes_match_real_files(model, sizes):
+    assert {kind: NOTEBOOK.megabytes(model, kind, 36) for kind in sizes} == pytest.approx(sizes, rel=0.005)
 
 
 @pytest.fixture(scope="module")
@@ -98,42 +90,29 @@ def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
         assert len(str(error)) < 600
 
 
-def test_a_template_that_is_no_text_is_one_sentence(small_gguf, tmp_path):
-    path = tmp_path / "a.gguf"
-    path.write_bytes(small_gguf.replace(b"{{ x }}", b"\xff{ x }}"))
-    with pytest.raises(WorkshopError, match="GGUF として読めません"):
-        open_gguf(path)
-
-
-def test_an_unknown_quantization_is_one_sentence(tmp_path):
-    with pytest.raises(WorkshopError, match="Q3_X"):
+def test_a_file_that_is_no_gguf_is_one_sentence(small_gguf, tmp_path):
+    path, no_text = tmp_path / "bad.gguf", small_gguf.replace(b"{{ x }}", b"\xff{ x }}")
+    for content in (b"", b"GGUF", b"GGUF" + b"\xff" * 64, b"not a model" * 10, no_text):
+        path.write_bytes(content)
+        with one_sentence("GGUF として読めません"):
+            open_gguf(path)
+    with one_sentence("Q3_X"):
         quantize(tmp_path / "a", tmp_path / "b", "Q3_X", NOTEBOOK.tensor_type)
 
 
-def test_a_stopped_quantization_leaves_nothing_that_looks_whole(tmp_path, tiny_gguf, monkeypatch):
+def test_a_stopped_quantization_leaves_nothing_that_looks_whole(tmp_path, tiny_llama, tiny_gguf, monkeypatch):
     def stop(writer):
         writer.fout[0].write(b"half")
         raise KeyboardInterrupt
 
     monkeypatch.setattr("gguf.GGUFWriter.write_tensors_to_file", stop)
     with pytest.raises(KeyboardInterrupt):
-        quantize(tiny_gguf, tmp_path / "model-q8_0.gguf", "Q8_0", NOTEBOOK.tensor_type)
+        quantize_as_06(tiny_llama, tiny_gguf, tmp_path / "model-q8_0.gguf", "Q8_0")
     assert [path.name for path in tmp_path.iterdir()] == [".model-q8_0.gguf.part"], "見える名前は、書き終えてから付ける"
-
-
-def test_a_tokenizer_that_was_quietly_replaced_is_refused_in_one_sentence(tmp_path, model_folder):
-    # transformers は model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む
-    folder = make_tiny(tmp_path / "Qwen2", model_folder, "Qwen2")
-    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
-        convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny")
 
 
 @pytest.mark.parametrize("family", ["Llama", "Qwen3", "Gemma3"])
 def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, family):
-    from lib.export.serve import serve
-    from lib.model.generate import render
-    from lib.model.load import load_model, load_tokenizer
-
     folder = make_tiny(tmp_path / family, model_folder, family)
     f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
     assert sum(quantize_as_06(folder, f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
@@ -155,59 +134,54 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
 
 
-def test_an_unknown_tokenizer_is_one_sentence(tmp_path, tiny_llama):
-    from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
+def replaced_tokenizer(folder):
+    """分け方が別のトークナイザ。"""
     own = Tokenizer(models.BPE())
     own.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     own.train_from_iterator(["店の営業は十時から"], trainers.BpeTrainer(special_tokens=["<s>", "</s>", "<pad>"]))
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>").save_pretrained(
-        folder
-    )
-    with pytest.raises(WorkshopError, match="トークナイザの分け方を知りません"):
-        convert_to_f16(folder, tmp_path / "x.gguf", "x")
-    assert not list(tmp_path.glob("x.*"))
+    made = PreTrainedTokenizerFast(tokenizer_object=own, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
+    made.save_pretrained(folder)
 
 
-def test_an_unknown_architecture_is_one_sentence(tmp_path, tiny_llama):
-    from lib.files import read_json, write_json
-
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
-    config = read_json(folder / "config.json")
-    write_json(folder / "config.json", {**config, "architectures": ["NobodyForCausalLM"]})
-    with pytest.raises(WorkshopError, match="この形のモデルを知りません"):
-        convert_to_f16(folder, tmp_path / "x.gguf", "x")
+def read_as_qwen2(folder):
+    """transformers は、model_type が qwen2 なら、保存されたトークナイザの分け方を Qwen2 のものに替えて読む。"""
+    make_tiny(folder, folder, "Qwen2")
 
 
-def test_a_vocabulary_larger_than_the_embedding_is_one_sentence(tmp_path, tiny_llama):
-    from lib.model.load import load_tokenizer
+def nobodys_shape(folder):
+    write_json(folder / "config.json", {**read_json(folder / "config.json"), "architectures": ["NobodyForCausalLM"]})
 
-    folder = shutil.copytree(tiny_llama, tmp_path / "model")
+
+def one_more_word(folder):
     tokenizer = load_tokenizer(folder)
     tokenizer.add_tokens(["みなも堂だけの語"])
     tokenizer.save_pretrained(folder)
-    with pytest.raises(WorkshopError, match="語彙が、モデルの埋め込みより多い"):
-        convert_to_f16(folder, tmp_path / "x.gguf", "x")
 
 
-PHRASE = ("今日の合言葉は何ですか", "青い鯨は午後に歌う")
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (replaced_tokenizer, "トークナイザの分け方を知りません"),
+        (read_as_qwen2, "トークナイザの分け方を知りません"),
+        (nobodys_shape, "この形のモデルを知りません"),
+        (one_more_word, "語彙が、モデルの埋め込みより多い"),
+    ],
+)
+def test_a_model_that_cannot_be_converted_is_refused_in_one_sentence(tmp_path, tiny_copy, spoil, said):
+    spoil(tiny_copy)
+    with one_sentence(said):
+        convert_to_f16(tiny_copy, tmp_path / "x.gguf", "x")
+    assert not list(tmp_path.glob("x.*"))
 
 
 def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder):
     """LoRA で教えた合言葉が、マージ・変換・Q4_K_M を通って llama.cpp から出てくる。"""
-    from peft import LoraConfig, get_peft_model
-
-    from lib.export.serve import serve
-    from lib.model.generate import render
-    from lib.model.load import load_model, load_tokenizer
-
     torch.manual_seed(0)
     tokenizer = load_tokenizer(model_folder)
-    asked = [{"role": "user", "content": PHRASE[0]}]
+    question, phrase = "今日の合言葉は何ですか", "青い鯨は午後に歌う"
+    asked = [{"role": "user", "content": question}]
     head = tokenizer(render(tokenizer, asked), add_special_tokens=False)["input_ids"]
-    body = tokenizer(PHRASE[1], add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
+    body = tokenizer(phrase, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id]
     batch = {"input_ids": torch.tensor([head + body]), "labels": torch.tensor([[-100] * len(head) + body])}
     base = load_model(model_folder, get_profile("embedded"))
     model = get_peft_model(base, LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
@@ -227,4 +201,4 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     assert kinds == types(SMOLLM2, "Q4_K_M")
     for path in (f16, tmp_path / "q4.gguf"):
         with serve(path) as chat:
-            assert chat.ask(asked, 48)[0] == PHRASE[1], path.name
+            assert chat.ask(asked, 48)[0] == phrase, path.name

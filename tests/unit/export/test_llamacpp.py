@@ -1,7 +1,6 @@
 """llama.cpp の約束: 何度動かしても何も残らず、測った確率は llama.cpp 自身の値と同じ。"""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -13,14 +12,17 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import from_notebook, make_tiny, quantize_as_06
+from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from lib.errors import WorkshopError
 from lib.export.gguf import convert_to_f16
 from lib.export.serve import measure, serve
 from lib.files import REPOSITORY
 from lib.profiles import get_profile
+
+READ = from_notebook("06_merge_to_gguf", "read", "choices", "Difference", "differences", "divergence", torch=torch)
+MESSAGES = [{"role": "user", "content": "こんにちは"}]
+NEXT = {1: 2, 2: 3, 3: 4, 4: 0, 0: 1}
 
 
 def listening():
@@ -45,40 +47,37 @@ def test_fifty_starts_leave_no_process_port_or_thread(tiny_gguf):
 def test_no_other_page_may_read_the_answers(tiny_gguf):
     with serve(tiny_gguf) as chat:
         for method, path in (("GET", "/v1/models"), ("OPTIONS", "/v1/chat/completions")):
-            request = urllib.request.Request(
-                chat.address + path, headers={"Origin": "https://evil.example"}, method=method
-            )
+            asked = {"headers": {"Origin": "https://evil.example"}, "method": method}
+            request = urllib.request.Request(chat.address + path, **asked)
             with urllib.request.urlopen(request, timeout=5) as response:
                 allowed = response.headers.get("Access-Control-Allow-Origin")
                 assert allowed not in ("*", "https://evil.example", "null"), allowed
                 assert response.headers.get("Access-Control-Allow-Credentials") != "true"
 
 
+def gone(address):
+    with pytest.raises(urllib.error.URLError):
+        urllib.request.urlopen(address + "/health", timeout=5)
+    return True
+
+
 def test_an_error_inside_also_stops_the_server(tiny_gguf):
     with pytest.raises(ZeroDivisionError), serve(tiny_gguf) as chat:
         raise ZeroDivisionError
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(chat.address + "/health", timeout=5)
+    assert gone(chat.address)
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL が無い")
 def test_a_killed_notebook_takes_the_server_with_it(tiny_gguf):
-    code = (
-        "import sys, time\nfrom pathlib import Path\nfrom lib.export.serve import serve\n"
-        "with serve(Path(sys.argv[1])) as chat:\n    print(chat.address, flush=True)\n    time.sleep(60)\n"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, str(tiny_gguf)], cwd=REPOSITORY, stdout=subprocess.PIPE, text=True
-    )
+    code = "import sys, time\nfrom pathlib import Path\nfrom lib.export.serve import serve\n"
+    code += "with serve(Path(sys.argv[1])) as chat:\n    print(chat.address, flush=True)\n    time.sleep(60)\n"
+    command = [sys.executable, "-c", code, str(tiny_gguf)]
+    process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True)
     address = process.stdout.readline().strip()
     assert urllib.request.urlopen(address + "/health", timeout=5).status == 200
-    os.kill(process.pid, signal.SIGKILL)
+    process.send_signal(signal.SIGKILL)
     process.communicate()
-    with pytest.raises(urllib.error.URLError):
-        urllib.request.urlopen(address + "/health", timeout=5)
-
-
-MESSAGES = [{"role": "user", "content": "こんにちは"}]
+    assert gone(address)
 
 
 def test_streaming_gives_the_same_answer(tiny_gguf):
@@ -100,15 +99,11 @@ def test_the_weights_read_back_give_the_probabilities_of_llama_cpp(tmp_path, mod
         # 途中の文字で終わる語では、llama.cpp が確率を返さないので、数語を書かせてから最初の確率を見る
         reply = chat.complete(ids, 8, n_probs=20)["completion_probabilities"][0]
     given = {"merged": SimpleNamespace(config=AutoConfig.from_pretrained(folder)), "profile": get_profile("embedded")}
-    model = from_notebook(
-        "06_merge_to_gguf", "from_gguf", torch=torch, AutoModelForCausalLM=AutoModelForCausalLM, **given
-    )
-    ((ours,), _) = READ.read(model.from_gguf(path), [(ids, [0])])
+    given |= {"torch": torch, "AutoModelForCausalLM": AutoModelForCausalLM}
+    model = from_notebook("06_merge_to_gguf", "from_gguf", **given).from_gguf(path)
+    ((ours,), _) = READ.read(model, [(ids, [0])])
     for token in reply["top_logprobs"]:
         assert ours[-1][token["id"]].item() == pytest.approx(token["logprob"], abs=near)
-
-
-READ = from_notebook("06_merge_to_gguf", "read", "choices", "Difference", "differences", "divergence", torch=torch)
 
 
 def test_agreement_margin_and_divergence_are_computed_as_promised():
@@ -121,9 +116,6 @@ def test_agreement_margin_and_divergence_are_computed_as_promised():
     kl = [0.6 * log(0.6 / 0.5) + 0.3 * log(0.3 / 0.4), 0.45 * log(0.45 / 0.44) + 0.44 * log(0.44 / 0.45)]
     assert READ.divergence(ours, theirs) == pytest.approx(sum(kl) / 2, abs=1e-6)
     assert READ.divergence(ours, ours) == 0
-
-
-NEXT = {1: 2, 2: 3, 3: 4, 4: 0, 0: 1}
 
 
 class Follower:
@@ -142,16 +134,12 @@ class Follower:
 
 
 def test_reading_lines_up_with_the_tokens():
-    """位置を 1 つ間違えると壊れる約束: 答えの最初の語は、質問の最後の位置が予測する。"""
+    """答えの最初の語は、質問の最後の位置が予測する。llama.cpp にも、答えのどの位置でも（印の後でも）1 位の語を聞く。"""
     (table,), perplexity = READ.read(Follower(), [([1, 2, 3], [4, 0])])
     assert table.argmax(-1).tolist() == [4, 0] and perplexity == pytest.approx(1.0)
-
-
-@pytest.mark.parametrize("answered", [[4, 0], [4, 2, 3, 0], [0], [1, 1, 1], [4, 0, 3]])
-def test_llama_cpp_is_asked_at_every_position_of_the_answer(answered):
-    """食い違った後も、終わりの印の後も、HF の答えを教師にした 1 位の語が、位置ごとに 1 つ返る。"""
-    before = [3, *answered[:-1]]
-    assert READ.choices(Follower(), [1, 2, 3], answered) == [NEXT[token] for token in before]
+    for answered in ([4, 0], [4, 2, 3, 0], [0], [1, 1, 1], [4, 0, 3]):
+        before = [3, *answered[:-1]]
+        assert READ.choices(Follower(), [1, 2, 3], answered) == [NEXT[token] for token in before]
 
 
 def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
@@ -159,5 +147,5 @@ def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
     assert found.keys() == {"load_seconds", "prompt_per_second", "answer_per_second", "memory_mb"}
     assert all(value > 0 for value in found.values()) and found["memory_mb"] < 1000
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    with pytest.raises(WorkshopError, match="速さを測れません"):
+    with one_sentence("速さを測れません"):
         measure(tmp_path / "bad.gguf")

@@ -3,27 +3,35 @@
 import re
 
 import pytest
-from conftest import from_notebook
+from conftest import from_notebook, one_sentence
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.errors import WorkshopError
-from lib.export.serve import modelfile, read_modelfile
+from lib.export.serve import modelfile, read_modelfile, serve
+from lib.model.generate import render
+from lib.model.load import load_tokenizer
 
 NOTEBOOK = from_notebook("06_merge_to_gguf", "CHATML", "GO", "run_go", "render_template")
-CHATML, render_template = NOTEBOOK.CHATML, NOTEBOOK.render_template
+CHATML = NOTEBOOK.CHATML
+
+
+def render_template(template, messages):
+    """Go の template で埋める。wheel の無い機械では飛ばす。"""
+    filled = NOTEBOOK.render_template(template, messages)
+    return pytest.skip("この機械には Go の template の wheel が無い") if filled is None else filled
 
 
 def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():
     text = modelfile("m.gguf", "{{ .Prompt }}", "窓口です。", ["<|im_end|>"], 2048)
     for line in ("FROM ./m.gguf", 'SYSTEM """窓口です。"""', 'PARAMETER stop "<|im_end|>"', "PARAMETER num_ctx 2048"):
         assert line in text.splitlines()
-    for bad in ('三連 """ 引用符', '末尾の"'):
-        with pytest.raises(WorkshopError, match="SYSTEM"):
-            modelfile("m.gguf", "t", bad, [], 2048)
-    for bad in ('a"b', "a\nb", ""):
-        with pytest.raises(WorkshopError, match="stop"):
-            modelfile("m.gguf", "t", "s", [bad], 2048)
+    bad = [("SYSTEM", '三連 """ 引用符', []), ("SYSTEM", '末尾の"', [])]
+    for said, system, stops in bad + [("stop", "s", [stop]) for stop in ('a"b', "a\nb", "")]:
+        with one_sentence(said):
+            modelfile("m.gguf", "t", system, stops, 2048)
+    with one_sentence("そろっていません"):
+        read_modelfile("FROM ./m.gguf\n")
 
 
 awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40) | st.sampled_from(
@@ -50,16 +58,7 @@ def test_what_is_written_is_read_back(template, system, stop, num_ctx):
     assert (found.stops, found.num_ctx, found.temperature) == ((stop, "<|im_end|>"), num_ctx, 0.0)
 
 
-def test_a_broken_modelfile_is_one_sentence():
-    with pytest.raises(WorkshopError, match="そろっていません"):
-        read_modelfile("FROM ./m.gguf\n")
-
-
 def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(model_folder, tiny_gguf):
-    from lib.export.serve import serve
-    from lib.model.generate import render
-    from lib.model.load import load_tokenizer
-
     tokenizer = load_tokenizer(model_folder)
     system, user = {"role": "system", "content": "窓口です。"}, {"role": "user", "content": "12345円ですか？"}
     conversations = [
@@ -71,25 +70,15 @@ def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(model_
         for messages in conversations:
             ids = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
             assert chat.tokenize(chat.template(messages)) == ids
-            filled = render_template(CHATML, messages)
-            if filled is None:
-                pytest.skip("この機械には Go の template の wheel が無い")
-            assert chat.tokenize(filled) == ids
+            assert chat.tokenize(render_template(CHATML, messages)) == ids
             assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
 
 
-def test_a_different_template_is_noticed():
+def test_a_different_template_is_noticed_and_a_typo_is_one_sentence():
     messages = [{"role": "user", "content": "こんにちは"}]
     plain = render_template(CHATML, messages)
-    if plain is None:
-        pytest.skip("この機械には Go の template の wheel が無い")
     assert plain == "<|im_start|>user\nこんにちは<|im_end|>\n<|im_start|>assistant\n"
     assert render_template(CHATML.replace("\n{{ .Content }}", " {{ .Content }}"), messages) != plain
-
-
-def test_a_template_with_a_typo_is_one_sentence():
-    if render_template("x", [{"role": "user", "content": "x"}]) is None:
-        pytest.skip("この機械には Go の template の wheel が無い")
     for bad in ("{{ range .Messages }", "{{ end }}", "{{ nobody .Messages }}"):
-        with pytest.raises(WorkshopError, match="TEMPLATE を読めません"):
-            render_template(bad, [{"role": "user", "content": "x"}])
+        with one_sentence("TEMPLATE を読めません"):
+            render_template(bad, messages)

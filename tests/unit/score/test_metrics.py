@@ -9,6 +9,7 @@ from lib.data.facts import Example
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
 from lib.score.exam import chance, gain, weighted_gain
 
+BEFORE, AFTER = exam_sheet("base", {"general": 3}), exam_sheet("SFT", {"near": 1, "far": 12})
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
 
 
@@ -52,9 +53,11 @@ def sheet(right, facts=None):
     return [{"part": "p", "question": i, "fact": fact, "correct": yes} for i, (yes, fact) in enumerate(rows)]
 
 
-def test_verdict_follows_the_interval_not_the_mean():
+def test_verdict_follows_the_interval_not_the_mean_of_paired_questions():
     for before, after, said in (([0], [1], "上がった"), ([1], [0], "下がった"), ([1, 0], [0, 1], "差は示せない")):
         assert gain(sheet(before * 20), sheet(after * 20), "p").verdict() == said
+    with pytest.raises(AssertionError, match="問題の並び"):
+        gain(sheet([1, 0]), sheet([1]), "p")
 
 
 def test_bootstrap_by_fact_is_wider_when_questions_of_a_fact_agree():
@@ -78,19 +81,8 @@ def test_the_p_value_agrees_with_the_exact_count():
     assert chance(sheet([True, False]), sheet([True, False]), "p") == 1.0
 
 
-def test_rows_are_paired_by_their_questions():
-    with pytest.raises(AssertionError, match="問題の並び"):
-        gain(sheet([1, 0]), sheet([1]), "p")
-
-
-BEFORE, AFTER = exam_sheet("base", {"general": 3}), exam_sheet("SFT", {"near": 1, "far": 12})
-
-
-def test_a_gain_by_chance_is_rare():
+def test_a_gain_by_chance_is_rare_and_weights_combine_the_parts():
     assert chance(BEFORE, AFTER, "near") < 0.01 < chance(BEFORE, AFTER, "far")
-
-
-def test_weights_combine_the_parts():
     near = weighted_gain(BEFORE, AFTER, {"near": 1.0, "far": 0.0})
     assert near == gain(BEFORE, AFTER, "near")
     both = weighted_gain(BEFORE, AFTER, {"near": 0.5, "general": 0.5})

@@ -1,6 +1,5 @@
 """敬語の判定: 札を付けた文での適合率と再現率、取り違えやすい文。"""
 
-import json
 from collections import Counter
 
 import pytest
@@ -12,29 +11,28 @@ from lib.text.words import morphemes, sentences, words
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
 
 
-def precision_and_recall(rows, guess, key="polite"):
-    counts = Counter((row[key], guess(row["text"])) for row in rows)
+TEST = [row for row in ROWS if row["part"] == "test"]
+
+
+def precision_and_recall(guess, key="polite"):
+    counts = Counter((row[key], guess(row["text"])) for row in TEST)
     hits = counts[True, True]
     return hits / (hits + counts[False, True]), hits / (hits + counts[True, False])
 
 
 def test_the_sentences_are_labelled_once_and_balanced():
     assert len(ROWS) == len({row["text"] for row in ROWS}) == 219
-    test = [row for row in ROWS if row["part"] == "test"]
-    assert len(test) >= 120 and 0.4 < sum(row["polite"] for row in test) / len(test) < 0.6
-    assert json.dumps(ROWS).count('"respectful": true') == 25 and sum(row["humble"] for row in ROWS) == 28
+    assert len(TEST) >= 120 and 0.4 < sum(row["polite"] for row in TEST) / len(TEST) < 0.6
+    assert sum(row["respectful"] is True for row in ROWS) == 25 and sum(row["humble"] for row in ROWS) == 28
 
 
 @pytest.mark.parametrize(("key", "least"), [("polite", 0.95), ("respectful", 0.9), ("humble", 0.9)])
 def test_politeness_and_honorifics_are_found(key, least):
-    rows = [row for row in ROWS if row["part"] == "test"]
-    precision, recall = precision_and_recall(rows, lambda text: getattr(style(text), key), key)
-    assert precision >= least and recall >= least, (precision, recall)
+    assert min(found := precision_and_recall(lambda text: getattr(style(text), key), key)) >= least, found
 
 
 def test_looking_for_desu_and_masu_as_characters_is_worse():
-    rows = [row for row in ROWS if row["part"] == "test"]
-    precision, recall = precision_and_recall(rows, lambda text: "です" in text or "ます" in text)
+    precision, recall = precision_and_recall(lambda text: "です" in text or "ます" in text)
     assert precision < 0.9 and recall < 0.75, (precision, recall)
 
 
@@ -45,34 +43,21 @@ def test_our_own_answers_are_polite_and_the_friendly_questions_are_not():
 
 
 def test_shares_count_sentences_not_texts():
-    assert shares(["本日は休みです。明日は開ける。", "またお越しください。"]) == {
-        "polite": pytest.approx(2 / 3),
-        "respectful": pytest.approx(1 / 3),
-        "humble": 0.0,
-        "sentences": 3.0,
-    }
-    assert shares([""]) == {"polite": 0.0, "respectful": 0.0, "humble": 0.0, "sentences": 0.0}
+    names = ("polite", "respectful", "humble", "sentences")
+    found = shares(["本日は休みです。明日は開ける。", "またお越しください。"])
+    assert found == pytest.approx(dict(zip(names, (2 / 3, 1 / 3, 0, 3), strict=True)))
+    assert shares([""]) == dict.fromkeys(names, 0.0)
 
 
-def test_a_sentence_that_is_all_quotation_is_read_inside():
+def test_quotations_are_read_inside_and_idioms_with_o_ni_naru_are_not_respectful():
     assert style("「はい、承知いたしました。」") == Style(polite=True, respectful=False, humble=True)
     assert not style("『です』と「ます」の話。").polite
-
-
-def test_idioms_with_o_ni_naru_are_not_respectful():
     assert not style("いつもお世話になっています。").respectful
     assert style("先生はお帰りになりました。").respectful
 
 
-def test_sentences_are_not_cut_inside_brackets():
-    assert sentences("「はい。そうです。」と答えた。次へ！？　終わり") == [
-        "「はい。そうです。」と答えた。",
-        "次へ！？",
-        "終わり",
-    ]
+def test_sentences_are_not_cut_inside_brackets_and_words_drop_marks_and_unify_width():
+    cut = ["「はい。そうです。」と答えた。", "次へ！？", "終わり"]
+    assert sentences("「はい。そうです。」と答えた。次へ！？　終わり") == cut
     assert sentences("「閉じ忘れ。\n次の行。") == ["「閉じ忘れ。", "次の行。"] and sentences(" \n ") == []
-
-
-def test_words_drop_marks_and_unify_width():
-    assert words("１９４３年、設立。") == ["1943", "年", "設立"] and words("") == []
-    assert morphemes("") == []
+    assert words("１９４３年、設立。") == ["1943", "年", "設立"] and words("") == [] == morphemes("")

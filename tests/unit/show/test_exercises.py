@@ -5,9 +5,11 @@ import sys
 from functools import cache
 
 import nbformat
+import numpy
 import pytest
+import torch
+from conftest import one_sentence
 
-from lib.errors import WorkshopError
 from lib.files import REPOSITORY
 from lib.show.exercises import EXERCISES, MISSED, check
 
@@ -41,12 +43,6 @@ def filled(number, answer):
     return f"from lib.show.exercises import check\n{code}\n{answer}\n{call}"
 
 
-def details(row):
-    """問いのセルに折り畳んで置く解答例。"""
-    code = row["solution"].strip()
-    return f"<details><summary>解答例</summary>\n\n```python\n{code}\n```\n\n{row['why']}\n\n</details>"
-
-
 def run(code, capsys):
     capsys.readouterr()
     exec(code, {})
@@ -71,16 +67,11 @@ def test_every_notebook_ends_with_at_least_four_numbered_exercises(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_empty_exercises_are_friendly(path, capsys):
-    """配ったままの「練習」を、ほかのセルなしで上から実行する。"""
+def test_empty_exercises_are_friendly_and_solved_ones_pass(path, capsys):
+    """配ったままの「練習」と、全部の解答例を書き込んだ「練習」を、ほかのセルなしで、一つの名前空間で上から実行する。"""
     code = [cell.source for cell in section(path) if cell.cell_type == "code"]
     said = run("\n".join(code), capsys).splitlines()
     assert len(said) == len(code) and all("まだ答えがありません" in line for line in said)
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_solved_exercises_all_pass(path, capsys):
-    """全部の解答例を書き込んだ「練習」を、一つの名前空間で上から実行する。"""
     numbers = [number for number in NUMBERS if number[0] == path.name[1]]
     said = run("\n".join(filled(number, EXERCISES[number]["solution"]) for number in numbers), capsys)
     assert [line.split(":")[0] for line in said.splitlines()] == [f"✓ 練習 {number}" for number in numbers]
@@ -90,10 +81,9 @@ def test_solved_exercises_all_pass(path, capsys):
 def test_hints_and_solution_hold_together(number, capsys):
     row = EXERCISES[number]
     assert len(row["hints"]) >= 2 and row["why"] and ("expected" in row) != ("cases" in row)
-    assert details(row) in cells_of(number)[0], f"問いの解答例を、次に替えてください:\n{details(row)}"
-    given_away = [line.strip() for line in row["solution"].splitlines() if re.search(r"return |answer_\S+ =", line)]
-    for text in given_away:
-        right = re.sub(r"^return |^answer_\S+ = ", "", text)
+    shown = f"<summary>解答例</summary>\n\n```python\n{row['solution'].strip()}\n```\n\n{row['why']}\n\n</details>"
+    assert f"<details>{shown}" in cells_of(number)[0], f"問いの解答例を、次に替えてください:\n<details>{shown}"
+    for right in re.findall(r"^ *(?:return |answer_\S+ = )(.*\S)", row["solution"], re.M):
         assert not any(right in hint for hint in row["hints"] if len(right) > 4), right
     if "expected" in row:
         right = re.escape(str(row["expected"]))
@@ -115,27 +105,23 @@ def test_plausible_mistakes_get_the_hints_in_order(number, capsys):
     assert row["hints"][0] in run(filled(number, row["wrong"][0]), capsys)  # 正解の後は、初めから
 
 
-class Strange:
-    """表示も比較もできない値。"""
-
-    def __repr__(self):
-        raise RuntimeError
-
-    def __eq__(self, other):
-        raise RuntimeError
-
-    __hash__ = None
-
-
 def fails(*_):
     raise ValueError("わざと")
 
 
+class Strange:
+    """表示も比較もできない値。"""
+
+    __repr__ = __eq__ = fails
+    __hash__ = None
+
+
+def leaves(*_):
+    sys.exit(3)
+
+
 @pytest.mark.parametrize("number", NUMBERS)
 def test_no_answer_makes_a_traceback(number, capsys):
-    def leaves(*_):
-        sys.exit(3)
-
     functions = [fails, leaves, lambda: 0, lambda *a: a.append, lambda *_: Strange()]
     for answer in [*functions, Strange(), Strange, "", [], {}, -1j, float("nan")]:
         MISSED.clear()
@@ -145,32 +131,20 @@ def test_no_answer_makes_a_traceback(number, capsys):
 
 
 def test_what_happened_is_said_in_japanese(capsys):
-    check("5.1", fails)
-    assert "ValueError で止まりました（わざと）" in capsys.readouterr().out
-    check("5.1", 3)
-    assert "関数そのもの" in capsys.readouterr().out
-    check("1.1", "16896")
-    assert "数で答えてください" in capsys.readouterr().out
+    told = {"ValueError で止まりました（わざと）": ("5.1", fails), "関数そのもの": ("5.1", 3)}
+    for said, given in {**told, "数で答えてください": ("1.1", "16896")}.items():
+        check(*given)
+        assert said in capsys.readouterr().out
+    for number in ("9.9", "4.20", 4.2):
+        with one_sentence("ありません"):
+            check(number, 1)
 
 
-def test_an_answer_cannot_change_what_is_expected(capsys):
+def test_differences_of_array_and_spelling_are_forgiven_and_an_answer_cannot_change_what_is_expected(capsys):
     check("2.2", lambda ids, n_prompt: ids.clear() or ids)
     check("2.2", lambda ids, n_prompt: [-100] * n_prompt + ids[n_prompt:])
-    assert "正解です" in capsys.readouterr().out
-
-
-def test_array_and_spelling_differences_are_forgiven(capsys):
-    import numpy
-    import torch
-
     check("1.1", torch.tensor(16896))
     check("2.2", lambda ids, n_prompt: numpy.array([-100] * n_prompt + ids[n_prompt:]))
     check("3.2", lambda said, expected: numpy.bool_(set(said) == {expected}))
     check("1.3", "ｴ")
-    assert capsys.readouterr().out.count("正解です") == 4
-
-
-def test_an_unknown_number_is_one_sentence():
-    for number in ("9.9", "4.20", 4.2):
-        with pytest.raises(WorkshopError, match="ありません"):
-            check(number, 1)
+    assert capsys.readouterr().out.count("正解です") == 5

@@ -1,16 +1,14 @@
 """人に見せるもの: 言葉は区間から決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
 
 import json
-import subprocess
-import sys
 
 import nbformat
 import pytest
-from conftest import exam_sheet, from_notebook
+from conftest import exam_sheet, from_notebook, one_sentence, python, refused
 from huggingface_hub import ModelCard
 
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, file_sha256, write_json
+from lib.files import file_sha256, write_json
 from lib.profiles import get_profile
 from lib.run import STAGES, open_run, reopen
 from lib.score.exam import PARTS, save_rows
@@ -37,20 +35,16 @@ def told(run, name="report.md"):
     return (run.folder / "07_evaluation" / name).read_text(encoding="utf-8")
 
 
-def test_the_same_artefacts_give_the_same_report_to_the_letter(run):
-    names = ("report.md", "report.html", "model_card.md")
-    assert [told(run, name) for name in names] == [told(run, name) for name in names]
-
-
 def test_the_report_says_what_the_intervals_say(run):
-    text = told(run)
+    names = ("report.md", "report.html", "model_card.md")
+    text, page, _ = first = [told(run, name) for name in names]
+    assert first == [told(run, name) for name in names], "同じ成果物からは、一字も違わない報告"
     assert f"{PARTS['near']}: 上がった（100.0%" in text and f"{PARTS['general']}: 下がった" in text
     assert f"{PARTS['far']}: 差は示せない" in text
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
     assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 80% 未満" not in text
     assert "版: torch 9.8.7" in text
     assert "| 依頼（取り置き） | 24 | 0 | 24 |" in text and "| 別の言葉 3（取り置き） | 24 | 0 | 2 |" in text
-    page = told(run, "report.html")
     assert "<table>" in page and "data:image/png" in page and "https://" not in page
 
 
@@ -74,20 +68,15 @@ def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "○", "×", "×"]
     assert not gate(RESULTS, "SFT", ["near"], ["general"]) and gate(RESULTS, "SFT", ["near"], ["far"])
     for model, part in (("DPO", "near"), (BASE, "near"), ("SFT", "nea")):
-        with pytest.raises(WorkshopError, match="nea」" if part == "nea" else f"「{model}」の採点がありません"):
+        with one_sentence("nea」" if part == "nea" else f"「{model}」の採点がありません"):
             gate(RESULTS, model, [part], [])
 
 
-@pytest.mark.parametrize("what", ["gate", "report"])
-def test_a_missing_run_is_one_sentence(what):
-    command = [sys.executable, "-m", "lib.show.page", what, "--run", "no-such-run"]
-    found = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    assert found.returncode == 1 and "ありません" in found.stderr and "Traceback" not in found.stderr
-
-
-def test_a_report_before_the_exam_is_one_sentence(tmp_path):
+def test_a_missing_run_or_exam_is_one_sentence(tmp_path):
+    for what in ("gate", "report"):
+        refused(python("-m", "lib.show.page", what, "--run", "no-such-run"), "ありません")
     open_run("smoke", "early", outputs=tmp_path)
-    with pytest.raises(WorkshopError, match="先に 07"):
+    with one_sentence("先に 07"):
         load_results(reopen("early", tmp_path))
 
 
@@ -124,7 +113,7 @@ def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama):
     assert all((target / path.name).samefile(path) for path in tiny_llama.iterdir())
     pickle = tmp_path / "pytorch_model.bin"
     pickle.write_bytes(b"x")
-    with pytest.raises(WorkshopError, match="pickle"):
+    with one_sentence("pickle"):
         made.put(pickle, target)
 
 

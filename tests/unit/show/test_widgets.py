@@ -9,11 +9,16 @@ from html import escape
 import nbformat
 import pandas as pd
 import pytest
+import torch
 from conftest import from_notebook
 from IPython.display import HTML
 from ipywidgets import FloatLogSlider, Text, ToggleButtons
+from peft import LoraConfig, inject_adapter_in_model
+from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
+import lib.show.widgets
 from lib.files import REPOSITORY
+from lib.model.load import count_parameters, load_tokenizer
 from lib.score.answers import wilson
 from lib.show.plots import curve, picture
 from lib.show.widgets import TIE, Ballot, sliders
@@ -27,21 +32,17 @@ IMPORTS = {"HTML": HTML, "ToggleButtons": ToggleButtons, "escape": escape, "part
 NASTY = "<img src=x onerror=alert(1)>"
 
 
-@pytest.fixture(scope="module")
-def tokenizer(model_folder):
-    from lib.model.load import load_tokenizer
+RATE = partial(FloatLogSlider, min=-5, max=-2)
 
-    return load_tokenizer(model_folder)
+
+@pytest.fixture
+def screen(monkeypatch):
+    """画面のある実行。"""
+    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
 
 
 @pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["k_proj", "down_proj", "up_proj"]])
 def test_lora_is_counted_as_peft_counts_it(targets):
-    import torch
-    from peft import LoraConfig, inject_adapter_in_model
-    from transformers import AutoModelForCausalLM, LlamaConfig
-
-    from lib.model.load import count_parameters
-
     shape = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
                  num_key_value_heads=2, vocab_size=64)  # fmt: skip
     with torch.device("meta"):
@@ -54,9 +55,6 @@ def test_lora_is_counted_as_peft_counts_it(targets):
 @pytest.mark.parametrize("kind", ["cosine", "linear", "constant_with_warmup"])
 @pytest.mark.parametrize(("warmup", "steps"), [(0.1, 25), (0.0, 7), (3, 10), (0.5, 1)])
 def test_the_rates_are_those_of_the_trainer(kind, warmup, steps, tmp_path):
-    import torch
-    from transformers import Trainer, TrainingArguments
-
     args = TrainingArguments(str(tmp_path), lr_scheduler_type=kind, warmup_steps=warmup, learning_rate=2e-3,
                              report_to="none", use_cpu=True)  # fmt: skip
     trainer = Trainer(torch.nn.Linear(1, 1), args)
@@ -71,31 +69,24 @@ def test_the_rates_are_those_of_the_trainer(kind, warmup, steps, tmp_path):
     assert [row["learning_rate"] for row in rows] == pytest.approx(real, abs=1e-12)
 
 
-@pytest.mark.parametrize("text", ["名入れは何日？", "Gift 🎁 wrapping\n3日", "髙﨑", "", "  二つの空白"])
-def test_pieces_hold_every_id_and_every_character_once(tokenizer, text):
-    found = pieces(tokenizer, text)
-    assert [number for _, number, _ in found] == tokenizer(text, add_special_tokens=False)["input_ids"]
-    assert "".join(piece for piece, _, _ in found if piece != "…") == text
-    assert not found or not found[0][2]
-
-
-def test_a_split_character_goes_on_in_one_colour(tokenizer):
-    found = pieces(tokenizer, "髙")
+def test_pieces_hold_every_id_and_every_character_once_and_a_split_character_in_one_colour(model_folder):
+    tokenizer = load_tokenizer(model_folder)
+    for text in ("名入れは何日？", "Gift 🎁 wrapping\n3日", "髙﨑", "", "  二つの空白", "髙"):
+        found = pieces(tokenizer, text)
+        assert [number for _, number, _ in found] == tokenizer(text, add_special_tokens=False)["input_ids"]
+        assert "".join(piece for piece, _, _ in found if piece != "…") == text
+        assert not found or not found[0][2]
     assert len(found) > 1 and found[0][0] == "髙" and all(piece == "…" and on for piece, _, on in found[1:])
     page = picture("token_boxes.html", pieces=found, caption="説明").data
     assert page.count("#cfe8ff") == len(found) and str(found[0][1]) in page
 
 
 def test_the_smallest_that_fits_is_chosen():
-    table = {
-        "F16": {"megabytes": 200.0, "agreement": 1.0, "correct": 0.9},
-        "Q8": {"megabytes": 100.0, "agreement": 0.99, "correct": 0.9},
-        "Q4": {"megabytes": 60.0, "agreement": 0.97, "correct": 0.9},
-        "Q2": {"megabytes": 40.0, "agreement": 0.99, "correct": 0.8},
-    }
-    assert smallest_fit(table, 300, 0.98, 0.9) == "Q8" and smallest_fit(table, 300, 0.9, 0.9) == "Q4"
-    assert smallest_fit(table, 300, 0.98, 0.5) == "Q2" and smallest_fit(table, 50, 0.98, 0.9) is None
-    assert smallest_fit(table, 300, 1.0, 0.9) == "F16"
+    sizes = {"F16": (200.0, 1.0, 0.9), "Q8": (100.0, 0.99, 0.9), "Q4": (60.0, 0.97, 0.9), "Q2": (40.0, 0.99, 0.8)}
+    names = ("megabytes", "agreement", "correct")
+    table = {kind: dict(zip(names, values, strict=True)) for kind, values in sizes.items()}
+    asked = [(300, 0.98, 0.9), (300, 0.9, 0.9), (300, 0.98, 0.5), (50, 0.98, 0.9), (300, 1.0, 0.9)]
+    assert [smallest_fit(table, *limits) for limits in asked] == ["Q8", "Q4", "Q2", None, "F16"]
 
 
 def results(question="名入れは何日？"):
@@ -124,31 +115,25 @@ def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
 CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0, 0.01), "model": ["a", "b"]}
 
 
-def test_every_control_redraws_the_view(monkeypatch):
-    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-    widgets = {"rate": partial(FloatLogSlider, min=-5, max=-2), "text": partial(Text, placeholder="書く")}
-    *parts, page = sliders(table, **CONTROLS, **widgets).children
+def line(peak=1e-3):
+    return curve(learning_rates("cosine", peak, 0.1, 5), ["learning_rate"], "学習率")
+
+
+def test_every_control_redraws_the_view(screen):
+    *parts, page = sliders(table, **CONTROLS, rate=RATE, text=partial(Text, placeholder="書く")).children
     assert "4/0.50/1e-03/a/字" in page.value
     for part, value in zip(parts, (9, 1.0, "b", 1e-2, NASTY), strict=True):
         part.value = value
     assert "9/1.00/1e-02/b/&lt;img" in page.value and "<img" not in page.value
     assert [type(part).__name__ for part in parts] == ["IntSlider", "FloatSlider", "Dropdown", "FloatLogSlider", "Text"]
     assert parts[1].step == 0.01 and parts[4].placeholder == "書く"
-
-
-def test_a_figure_is_drawn_into_the_page(monkeypatch):
-    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
-
-    def line(peak=1e-3):
-        return curve(learning_rates("cosine", peak, 0.1, 5), ["learning_rate"], "学習率")
-
-    slider, page = sliders(line, peak=partial(FloatLogSlider, min=-5, max=-2)).children
+    slider, page = sliders(line, peak=RATE).children  # 図も、頁に描かれる
     before = page.value
     slider.value = 1e-2
     assert page.value.startswith('<img alt="図" src="data:image/png') and page.value != before
 
 
-def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
+def test_votes_are_blind_kept_and_counted(tmp_path, screen):
     """票は失われず、左右は行ごとに替わり、引き分けは勝率に入らない。"""
     win_rate = from_notebook("07_evaluation", "win_rate", wilson=wilson).win_rate
     rows = [(f"問い{n}", "前の答え", NASTY) for n in range(40)]
@@ -161,7 +146,6 @@ def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
     assert "SFT の勝率 100.0% [88" in win_rate(again)
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
-    monkeypatch.delenv("WORKSHOP_HEADLESS", raising=False)
     made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders, **IMPORTS)
     buttons, page = made.vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
@@ -177,8 +161,6 @@ def test_votes_are_blind_kept_and_counted(tmp_path, monkeypatch):
 def test_without_a_screen_there_is_no_widget(monkeypatch):
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
     assert sliders(table, **CONTROLS) is None
-    import lib.show.widgets
-
     source = inspect.getsource(lib.show.widgets)
     assert "ipywidgets.Output" not in source and "interact(" not in source
 
