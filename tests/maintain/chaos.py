@@ -21,10 +21,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas
 import torch
 from datasets import Dataset
 from gguf import GGMLQuantizationType, GGUFWriter
 from peft import LoraConfig
+from safetensors.torch import load
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
@@ -33,6 +35,7 @@ from lib.export.gguf import quantize
 from lib.export.serve import modelfile
 from lib.files import write_json, write_text
 from lib.model.load import load_model, load_tokenizer, resolve
+from lib.model.weights import wheel_model
 from lib.profiles import get_profile
 from lib.run import Run, open_run
 from lib.score.answers import score_rows
@@ -43,6 +46,7 @@ from lib.train.watch import LossMonitor, resume_point
 
 PROFILE = replace(get_profile("smoke"), sources=("local",))
 WAYS = ("kill -9", "Ctrl-C", "書込みの失敗")
+COMMON = {"per_device_train_batch_size": 2, "seed": 0, "activation_checkpointing": False, **PROFILE.trainer_arguments()}
 
 
 def make_data(run):
@@ -54,38 +58,39 @@ def make_data(run):
 
 def make_baseline(run):
     near = read_examples(run.folder / "02_dataset" / "near.jsonl")
-    save_rows(
-        run.stage("03_baseline"), "baseline_evaluation", score_rows(near, [e.answer for e in near], "base", "near")
-    )
+    rows = score_rows(near, [example.answer for example in near], "base", "near")
+    save_rows(run.stage("03_baseline"), "baseline_evaluation", rows)
     run.finish("03_baseline", {"near_accuracy": 1.0})
 
 
 class Slow(TrainerCallback):
-    """学習の歩の間でも止められるように、間を作る。"""
+    """学習のステップの間でも止められるように、間を作る。"""
 
     def on_step_end(self, args, state, control, **_):
         time.sleep(0.2)
+
+
+def save_adapter(run, trainer, path):
+    with run.making(path) as target:
+        trainer.model.save_pretrained(target, selected_adapters=["default"])
+        trainer.processing_class.save_pretrained(target)
 
 
 def make_adapter(run):
     stage, folder = run.stage("04_lora_sft"), resolve(PROFILE)
     tokenizer, train = load_tokenizer(folder), read_examples(run.folder / "02_dataset" / "train.jsonl")
     config = SFTConfig(
-        output_dir=str(stage / "trainer"), max_steps=6, per_device_train_batch_size=2, learning_rate=5e-3, save_steps=2,
-        logging_steps=1, save_total_limit=2, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0,
-        activation_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(stage / "trainer"), max_steps=6, learning_rate=5e-3, save_steps=2, save_total_limit=2, **COMMON
+    )
     torch.manual_seed(0)
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    monitor = LossMonitor("SFT")
+    monitor, data = LossMonitor("SFT"), Dataset.from_list([e.sft_row() for e in train])
     trainer = AnswerOnlyTrainer(
-        model=load_model(folder, PROFILE), args=config, train_dataset=Dataset.from_list([e.sft_row() for e in train]),
-        processing_class=tokenizer, peft_config=lora, callbacks=[monitor, Slow()],
+        model=load_model(folder, PROFILE), args=config, train_dataset=data, processing_class=tokenizer,
+        peft_config=lora, callbacks=[monitor, Slow()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train))
-    with run.making(stage / "adapter") as target:
-        trainer.model.save_pretrained(target)
-        tokenizer.save_pretrained(target)
+    save_adapter(run, trainer, stage / "adapter")
     history = [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
     write_json(stage / "training_results.json", {"history": history, "seconds": 0})
     shutil.rmtree(config.output_dir)
@@ -94,26 +99,22 @@ def make_adapter(run):
 
 def make_preference(run):
     stage, tokenizer = run.stage("05_preference"), load_tokenizer(resolve(PROFILE))
-    train = read_examples(run.folder / "02_dataset" / "train.jsonl")
-    answers = [example.sft_row()["completion"] for example in train]
+    rows = [example.sft_row() for example in read_examples(run.folder / "02_dataset" / "train.jsonl")]
     pairs = [
-        {"prompt": example.sft_row()["prompt"], "chosen": good, "rejected": bad}
-        for example, good, bad in zip(train, answers, reversed(answers), strict=True)
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(rows, reversed(rows), strict=True)
     ]
+    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "precompute_ref_log_probs": True}
     config = DPOConfig(
-        output_dir=str(stage / "dpo_trainer"), max_steps=4, per_device_train_batch_size=2, learning_rate=1e-3,
-        loss_type=["sigmoid", "sft"], loss_weights=[1.0, 1.0], precompute_ref_log_probs=True, save_strategy="no",
-        use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0, activation_checkpointing=False,
-    )  # fmt: skip
+        output_dir=str(stage / "dpo_trainer"), max_steps=4, learning_rate=1e-3, save_strategy="no", **loss, **COMMON
+    )
     torch.manual_seed(0)
     trainer = PairTrainer(
         model=load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True), args=config,
         train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor("DPO"), Slow()],
     )  # fmt: skip
     trainer.train()
-    with run.making(stage / "dpo_adapter") as target:
-        trainer.model.save_pretrained(target, selected_adapters=["default"])
-        tokenizer.save_pretrained(target)
+    save_adapter(run, trainer, stage / "dpo_adapter")
     run.finish("05_preference", {"pair_accuracy": 1.0})
 
 
@@ -146,35 +147,28 @@ STAGES = {
     "06_merge_to_gguf": make_gguf,
     "07_evaluation": make_evaluation,
 }
+RESUMED = ("続きから", "最初から")
 OFTEN = (3, 2, 4, 3, 3, 2)  # どの段を多く選ぶか（STAGES の順）
 
 
 def artefacts(run, stage):
-    """最後の名前で置かれた成果物 → 中身。途中の控え（trainer）と、時刻の入る記録は除く。"""
-    found = {}
-    for path in sorted((run.folder / stage).rglob("*")):
-        inside = path.relative_to(run.folder / stage)
-        hidden = any(part.startswith(".") for part in inside.parts)
-        if (
-            path.is_file()
-            and not hidden
-            and inside.parts[0] not in ("trainer", "dpo_trainer")
-            and path.name not in ("manifest.json", "README.md")
-        ):
-            found[str(inside)] = path.read_bytes()
+    """最後の名前で置かれた成果物 → 中身。途中のチェックポイント（trainer）と、時刻の入る記録は除く。"""
+    folder, found = run.folder / stage, {}
+    for path in filter(Path.is_file, sorted(folder.rglob("*"))):
+        parts = path.relative_to(folder).parts
+        left_out = {"trainer", "dpo_trainer"} & {parts[0]} or path.name in ("manifest.json", "README.md")
+        if not left_out and not any(part.startswith(".") for part in parts):
+            found["/".join(parts)] = path.read_bytes()
     return found
 
 
 def same(name, ours, reference):
     """同じ中身か。続きから学習した重みは、丸めの分だけ違ってよい。"""
-    if ours == reference or not name.startswith(
-        ("adapter/adapter_model", "dpo_adapter/adapter_model", "merged/model", "model-q8_0")
-    ):
+    trained = ("adapter/adapter_model", "dpo_adapter/adapter_model", "merged/model", "model-q8_0")
+    if ours == reference or not name.startswith(trained):
         return ours == reference
     if not name.endswith(".safetensors"):
         return len(ours) == len(reference)
-    from safetensors.torch import load
-
     a, b = load(ours), load(reference)
     return set(a) == set(b) and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
@@ -220,14 +214,11 @@ def write_f16(path):
 
 def prepare(root):
     """小さなモデルと、止めずに通した手本の実行を作る。"""
-    from lib.model.weights import wheel_model
-
     tokenizer = load_tokenizer(wheel_model("smollm2-135m"))
     torch.manual_seed(0)
     size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    LlamaForCausalLM(LlamaConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer))).save_pretrained(
-        root / "model"
-    )
+    config = LlamaConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer))
+    LlamaForCausalLM(config).save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
     os.environ["WORKSHOP_MODEL_DIR"] = str(root / "model")
     run = Run(open_run("smoke", "run", outputs=root / "reference").folder, PROFILE, 0)
@@ -283,17 +274,16 @@ def main() -> None:
             way = WAYS[number % 3]
             outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
             results.append((stage, way, outcome, code))
-            if outcome not in ("続きから", "最初から"):
+            if outcome not in RESUMED:
                 print(f"✋ {number}: {stage} {way}: {outcome}", flush=True)
-    print(f"{'段':<18}{'止め方':<12}{'回':>4}{'途中で止まった':>8}{'続きから':>6}{'最初から':>6}{'失われた':>6}")
-    for stage in STAGES:
-        for way in WAYS:
-            rows = [(outcome, code) for s, w, outcome, code in results if (s, w) == (stage, way)]
-            counts = [sum(outcome == kind for outcome, _ in rows) for kind in ("続きから", "最初から")]
-            cells = (len(rows), sum(code != 0 for _, code in rows), *counts, len(rows) - sum(counts))
-            print(f"{stage:<20}{way:<12}" + "".join(f"{cell:>8}" for cell in cells))
-    lost = sum(outcome not in ("続きから", "最初から") for *_, outcome, _ in results)
-    stopped = sum(code != 0 for *_, code in results)
+    table = pandas.DataFrame(results, columns=["ステージ", "止め方", "その後", "終了コード"])
+    table["途中で止まった"] = table["終了コード"] != 0
+    for kind in RESUMED:
+        table[kind] = table["その後"] == kind
+    table["失われた"], table["回"] = ~table["その後"].isin(RESUMED), 1
+    shown = ["回", "途中で止まった", *RESUMED, "失われた"]
+    print(table.groupby(["ステージ", "止め方"])[shown].sum().reset_index().to_markdown(index=False))
+    lost, stopped = int(table["失われた"].sum()), int(table["途中で止まった"].sum())
     print(f"{len(results)} 回のうち {stopped} 回は途中で止まり、失われたもの {lost} 件")
     sys.exit(1 if lost or stopped < count else 0)
 

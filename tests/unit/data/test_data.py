@@ -1,6 +1,5 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
-import json
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
@@ -19,12 +18,9 @@ FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
 
 
 def test_facts_are_many_and_asked_in_many_ways():
-    assert len(FACTS) >= 40
-    assert all(
-        set(f["ja"]["questions"]) == {*facts.TRAIN_FORMS, *facts.DEV_FORMS, *facts.NEAR_FORMS, *facts.FAR_FORMS}
-        for f in FACTS
-    )
-    assert len({f["id"] for f in FACTS}) == len(FACTS)
+    forms = {*facts.TRAIN_FORMS, *facts.DEV_FORMS, *facts.NEAR_FORMS, *facts.FAR_FORMS}
+    assert all(set(fact["ja"]["questions"]) == forms for fact in FACTS)
+    assert len({fact["id"] for fact in FACTS}) == len(FACTS) >= 40
 
 
 @pytest.mark.parametrize("lang", ["ja", "en"])
@@ -68,14 +64,15 @@ def test_no_leak_between_training_and_every_held_out_question():
 
 
 def test_the_leak_check_sees_a_planted_leak():
-    assert find_leaks(["送料はいくらですか。"], ["送料は、いくらですか？"])
-    assert find_leaks(["通常配送の送料はいくらになりますか。"], ["通常配送の送料はいくらになりますかね。"])
+    asked = "通常配送の送料はいくらになりますか。"
+    assert find_leaks(["送料はいくらですか。"], ["送料は、いくらですか？"]) and find_leaks(
+        [asked], [asked[:-1] + "ね。"]
+    )
     assert not find_leaks(["送料はいくらですか。"], ["返品はいつまでですか。"])
 
 
 def test_held_out_facts_stay_the_same_whatever_the_training_size():
-    small = make_split(replace(get_profile("embedded"), train_facts=8))
-    large = make_split(replace(get_profile("embedded"), train_facts=40))
+    small, large = (make_split(replace(get_profile("embedded"), train_facts=count)) for count in (8, 40))
     assert small.unseen == large.unseen
 
 
@@ -94,14 +91,10 @@ def test_examples_survive_writing_and_reading(tmp_path):
     assert facts.read_examples(facts.write_examples(tmp_path / "e.jsonl", examples)) == examples
 
 
-def test_a_broken_line_is_reported_with_its_number(tmp_path):
-    path = tmp_path / "broken.jsonl"
-    path.write_text(json.dumps({"a": 1}) + "\n{broken\n", encoding="utf-8")
+def test_a_broken_line_and_too_many_facts_are_one_clear_sentence(tmp_path):
+    (tmp_path / "broken.jsonl").write_text('{"a": 1}\n{broken\n', encoding="utf-8")
     with pytest.raises(WorkshopError, match="2 行目"):
-        read_jsonl(path)
-
-
-def test_too_many_facts_is_one_clear_sentence():
+        read_jsonl(tmp_path / "broken.jsonl")
     with pytest.raises(WorkshopError, match="64 件しかない"):
         make_split(replace(get_profile("embedded"), train_facts=60))
 

@@ -24,58 +24,13 @@ from lib.show.plots import answers_table, picture
 from lib.talk.app import coloured
 
 MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-CONTROL = [
-    "<|im_end|>",
-    "<|im_start|>",
-    "<|endoftext|>",
-    "<|eot_id|>",
-    "<start_of_turn>",
-    "<end_of_turn>",
-    "<s>",
-    "</s>",
-    "[INST]",
-    "[/INST]",
-    "<<SYS>>",
-    "<bos>",
-    "<eos>",
-]
+CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
+CONTROL += ["<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<bos>", "<eos>"]
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)
-MARKUP = st.lists(
-    st.sampled_from(
-        [
-            "<script>alert(1)</script>",
-            "<img src=x onerror=alert(1)>",
-            "](javascript:alert(1))",
-            "![a](http://x/a.png)",
-            "[a](http://x)",
-            "|",
-            "\n",
-            "\r",
-            "\u2028",
-            "`",
-            "```\n",
-            "</td></table>",
-            '"',
-            "'",
-            "&lt;",
-            "<b",
-            "-->",
-            "$x$",
-            "# ",
-            "送料は690円です。",
-            "\\",
-            "[",
-            "]",
-            "(",
-            ")",
-            "!",
-            "<http://x>",
-            "[a]: http://x\n",
-        ]
-    )
-    | WORDS,
-    max_size=8,
-).map("".join)
+TAGS = ["<script>alert(1)</script>", "<img src=x onerror=alert(1)>", "</td></table>", "<b", "-->", "&lt;", "<http://x>"]
+LINKS = ["](javascript:alert(1))", "![a](http://x/a.png)", "[a](http://x)", "[a]: http://x\n"]
+SIGNS = [*"|\n\r\u2028`\"'\\[]()!", "```\n", "$x$", "# ", "送料は690円です。"]
+MARKUP = st.lists(st.sampled_from(TAGS + LINKS + SIGNS) | WORDS, max_size=8).map("".join)
 
 
 @MANY
@@ -89,13 +44,11 @@ def test_control_tokens_in_data_are_located(tmp_path, token, before, after, plac
     assert {problem.code for problem in found} & {"control-token", "mojibake"}
 
 
-PARTS = st.sampled_from(
-    ["..", "/", "\\", "a", ".", "~", "%2e", "\n", " ", "C:", "-", "名", "$HOME", "`id`", ";", "\u202e"]
-)
+PARTS = [*"/\\a.~\n -名;\u202e", "..", "%2e", "C:", "$HOME", "`id`"]
 
 
 @MANY
-@given(st.lists(PARTS, min_size=1, max_size=8).map("".join) | WORDS.filter(bool))
+@given(st.lists(st.sampled_from(PARTS), min_size=1, max_size=8).map("".join) | WORDS.filter(bool))
 @example("../../etc")
 @example("a/../../b")
 @example("a\n")
@@ -140,31 +93,25 @@ class Tags(HTMLParser):
 
     def __init__(self, text):
         super().__init__()
-        self.tags, self.outside, self.text = set(), [], ""
+        self.tags, self.outside = set(), []
         self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         self.tags.add(tag)
-        self.outside += [
-            value for name, value in attrs if name in ("src", "onerror", "onclick") or "javascript:" in str(value)
-        ]
-
-    def handle_data(self, data):
-        self.text += data
-
-
-TABLE = {"table", "thead", "tbody", "tr", "th", "td"}
+        self.outside += [v for k, v in attrs if k in ("src", "onerror", "onclick") or "javascript:" in str(v)]
 
 
 @MANY
 @given(MARKUP)
 def test_html_in_an_answer_is_shown_as_text(answer):
-    shown = Tags(answers_table([{"a": answer}], {"a": answer}).data)
-    assert shown.tags <= TABLE and not shown.outside
-    assert Tags(picture("token_strip.html", tokens=[answer], read=1, caption=answer).data).tags <= {"div", "span", "p"}
     asked = Example("f", "polite", "送料は？", "690円です。", ("690円",))
-    for page in (coloured(answer, asked), coloured(answer, None)):
-        assert Tags(page).tags <= {"span"} and not Tags(page).outside
+    for page, tags in (
+        (answers_table([{"a": answer}], {"a": answer}).data, {"table", "thead", "tbody", "tr", "th", "td"}),
+        (picture("token_strip.html", tokens=[answer], read=1, caption=answer).data, {"div", "span", "p"}),
+        (coloured(answer, asked), {"span"}),
+        (coloured(answer, None), set()),
+    ):
+        assert Tags(page).tags <= tags and not Tags(page).outside
 
 
 @MANY
