@@ -7,103 +7,95 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import SFTConfig, SFTTrainer
 
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
-from lib.model.load import peak_memory, prepare_cpu
+from lib.model.load import load_tokenizer, peak_memory, prepare_cpu
+from lib.profiles import get_profile
 from lib.train.watch import LossMonitor, last_checkpoint, resume_point
 
 
 def train(model, output, rest="0", batch=4, dropout=0.1, launcher=()):
-    command = [
-        sys.executable,
-        *launcher,
-        "tests/unit/train/train_tiny.py",
-        str(model),
-        str(output),
-        rest,
-        str(batch),
-        str(dropout),
-    ]
+    command = [sys.executable, *launcher, "tests/unit/train/train_tiny.py", model, output, rest, batch, dropout]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
+    return subprocess.Popen(map(str, command), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
+
+
+def assert_same_losses(*folders):
+    one, two = (json.loads((folder / "losses.json").read_text()) for folder in folders)
+    assert set(one) == set(two) == {str(step) for step in range(1, 13)} and one["12"] < one["1"]
+    assert all(abs(one[step] - two[step]) <= 1e-4 for step in one)
+
+
+def stop_at(folder, step, text=None):
+    """`step` で止まった形のチェックポイント。text は、その中の trainer_state.json。"""
+    (folder / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
+    (folder / f"checkpoint-{step}" / "trainer_state.json").write_text(text or json.dumps({"global_step": step}))
 
 
 def test_kill_nine_then_the_same_command_reaches_the_same_loss(tiny_llama, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     assert train(tiny_llama, whole).wait(300) == 0
     process = train(tiny_llama, cut, "0.2")
-    for line in process.stdout:
-        if line.strip() == "step 8":
-            process.send_signal(signal.SIGKILL)
-            break
+    assert any(line.strip() == "step 8" for line in process.stdout)
+    process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert not (cut / "losses.json").exists() and last_checkpoint(cut).endswith("checkpoint-6")
     (cut / "checkpoint-9").mkdir(exist_ok=True)  # 書きかけで殺された形
     (cut / "checkpoint-9" / "adapter_model.safetensors").write_bytes(b"half")
     assert train(tiny_llama, cut).wait(300) == 0
-    losses = [json.loads((folder / "losses.json").read_text()) for folder in (whole, cut)]
-    assert set(losses[0]) == set(losses[1]) == {str(step) for step in range(1, 13)}
-    assert all(abs(losses[0][step] - losses[1][step]) <= 1e-4 for step in losses[0])
-    assert losses[0]["12"] < losses[0]["1"]
+    assert_same_losses(whole, cut)
 
 
 def test_two_processes_reach_the_losses_of_one(tiny_llama, tmp_path):
-    """二つのプロセスに分けても、同じ束を合わせて読めば、同じ損失になる。"""
+    """二つのプロセスに分けても、同じバッチを合わせて読めば、同じ損失になる。"""
     one, two = tmp_path / "one", tmp_path / "two"
     # accelerate launch は CPU だけの機械では一つのプロセスしか起こさないので、中で使っている torchrun を直に呼ぶ
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     assert train(tiny_llama, one, batch=4, dropout=0.0).wait(300) == 0
     assert train(tiny_llama, two, batch=2, dropout=0.0, launcher=launcher).wait(300) == 0
-    losses = [json.loads((folder / "losses.json").read_text()) for folder in (one, two)]
-    assert set(losses[0]) == set(losses[1])
-    assert all(abs(losses[0][step] - losses[1][step]) <= 1e-4 for step in losses[0])
+    assert_same_losses(one, two)
 
 
 def test_only_finished_checkpoints_count(tmp_path):
     assert last_checkpoint(tmp_path) is None
-    for number, text in ((3, '{"global_step": 3}'), (9, '{"global_step": 9}'), (12, "{"), (15, None)):
-        (tmp_path / f"checkpoint-{number}").mkdir()
-        if text:
-            (tmp_path / f"checkpoint-{number}" / "trainer_state.json").write_text(text)
+    stop_at(tmp_path, 3)
+    stop_at(tmp_path, 9)
+    stop_at(tmp_path, 12, "{")
+    (tmp_path / "checkpoint-15").mkdir()
     assert last_checkpoint(tmp_path).endswith("checkpoint-9")
-    (tmp_path / "checkpoint-9" / "trainer_state.json").write_text('{"global_step": 9, "max_steps": 9}')
+    stop_at(tmp_path, 9, '{"global_step": 9, "max_steps": 9}')
     assert last_checkpoint(tmp_path).endswith("checkpoint-3"), "終わりから続けると、余分に 1 ステップ学習する"
 
 
 def test_a_broken_loss_stops_and_names_what_was_kept(tmp_path):
-    from transformers import TrainerControl, TrainerState, TrainingArguments
-
-    monitor = LossMonitor("SFT")
-    arguments = TrainingArguments(output_dir=str(tmp_path / "trainer"), use_cpu=True, report_to="none")
-    (tmp_path / "trainer" / "checkpoint-4").mkdir(parents=True)
-    (tmp_path / "trainer" / "checkpoint-4" / "trainer_state.json").write_text('{"global_step": 4}')
-    with pytest.raises(WorkshopError, match="学習率が高すぎる") as error:
-        monitor.on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": float("nan")})
-    assert "checkpoint-4" in str(error.value)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True, report_to="none")
+    stop_at(tmp_path, 4)
+    with pytest.raises(WorkshopError, match="checkpoint-4.*学習率が高すぎる"):
+        LossMonitor("SFT").on_log(arguments, TrainerState(), TrainerControl(), logs={"loss": float("nan")})
 
 
 def test_changed_settings_or_data_never_continue_the_old_training(tmp_path, capsys):
     settings = {"lr": 1e-3, "modules": {"q", "v", "k"}}
     assert resume_point(tmp_path, settings, ["a"]) is None
-
-    def stop_at(step):
-        (tmp_path / f"checkpoint-{step}").mkdir(parents=True)
-        (tmp_path / f"checkpoint-{step}" / "trainer_state.json").write_text(json.dumps({"global_step": step}))
-
-    stop_at(4)
+    stop_at(tmp_path, 4)
     assert resume_point(tmp_path, {"modules": {"v", "k", "q"}, "lr": 1e-3}, ["a"]).endswith("checkpoint-4")
     assert "続けます" in capsys.readouterr().out
     assert resume_point(tmp_path, {**settings, "lr": 2e-3}, ["a"]) is None and last_checkpoint(tmp_path) is None
     assert "変わった" in capsys.readouterr().out
-    stop_at(4)
-    (tmp_path / "inputs.json").unlink()  # いつの設定か分からない控えは使わない
+    stop_at(tmp_path, 4)
+    (tmp_path / "inputs.json").unlink()  # いつの設定か分からないチェックポイントは使わない
     assert resume_point(tmp_path, settings, ["a"]) is None and last_checkpoint(tmp_path) is None
 
 
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_early_stopping_counts_rises_in_a_row_and_restores_the_best(tiny_llama, tmp_path, patience):
-    """開発用の損失を台本どおりに返す Trainer で、n 回続いた所で止まり、最良の重みに戻ることを見る。"""
+    """検証損失を台本どおりに返す Trainer で、n 回続いた所で止まり、最良の重みに戻ることを見る。"""
     script = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.8, 1.9]
     stops = {1: 3, 2: 6, 3: 7}  # 上がった回数は、最良を更新するたびに数え直す
     trainer = scripted_trainer(tiny_llama, tmp_path, script, patience)
@@ -122,13 +114,6 @@ def adapter_weights(model):
 
 
 def scripted_trainer(model, folder, script, patience):
-    from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import EarlyStoppingCallback
-    from trl import SFTConfig, SFTTrainer
-
-    from lib.model.load import load_tokenizer
-
     class Scripted(SFTTrainer):
         weights_at = {}
 
@@ -142,21 +127,17 @@ def scripted_trainer(model, folder, script, patience):
     rows = Dataset.from_list([{"prompt": f"{i} は", "completion": f"{i} です。"} for i in range(8)])
     config = SFTConfig(
         output_dir=str(folder), max_steps=len(script), per_device_train_batch_size=4, learning_rate=5e-3,
-        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2,
-        load_best_model_at_end=True, use_cpu=True, bf16=False, report_to="none", disable_tqdm=True, seed=0,
-        activation_checkpointing=False,
+        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2, seed=0,
+        load_best_model_at_end=True, activation_checkpointing=False, **get_profile("smoke").trainer_arguments(),
     )  # fmt: skip
     return Scripted(
-        model=str(model), args=config, train_dataset=rows, eval_dataset=rows,
-        processing_class=load_tokenizer(model),
+        model=str(model), args=config, train_dataset=rows, eval_dataset=rows, processing_class=load_tokenizer(model),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience)],
     )  # fmt: skip
 
 
 def test_the_thread_probe_leaves_a_usable_number():
-    import torch
-
     before = torch.get_num_threads()
     said = prepare_cpu()
     assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said

@@ -1,6 +1,6 @@
 """test_resume が別のプロセスで動かす、乱数の小さなモデルの学習（配管の検査用）。
 
-使い方: python tests/unit/train/train_tiny.py モデル 出力先 1 歩ごとに休む秒 1 台あたりの束 dropout
+使い方: python tests/unit/train/train_tiny.py モデル 出力先 1 ステップごとに休む秒 1 台あたりのバッチ dropout
 """
 
 import json
@@ -14,6 +14,7 @@ from transformers import TrainerCallback, set_seed
 from trl import SFTConfig
 
 from lib.model.load import load_tokenizer
+from lib.profiles import get_profile
 from lib.train.trainers import AnswerOnlyTrainer
 from lib.train.watch import resume_point
 
@@ -32,9 +33,9 @@ def main() -> None:
     set_seed(0)
     rows = [{"prompt": f"{i} の二倍は", "completion": f"{2 * i} です。"} for i in range(24)]
     config = SFTConfig(
-        output_dir=str(output), max_steps=12, per_device_train_batch_size=batch, learning_rate=5e-3, logging_steps=1,
-        save_strategy="steps", save_steps=3, save_total_limit=2, use_cpu=True, bf16=False, report_to="none",
-        disable_tqdm=True, seed=0, activation_checkpointing=False,
+        output_dir=str(output), max_steps=12, per_device_train_batch_size=batch, learning_rate=5e-3, seed=0,
+        save_strategy="steps", save_steps=3, save_total_limit=2, activation_checkpointing=False,
+        **get_profile("smoke").trainer_arguments(),
     )  # fmt: skip
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear")
     settings = (config.to_dict(), lora.to_dict(), rows)
@@ -43,10 +44,9 @@ def main() -> None:
         peft_config=lora, callbacks=[Slow()],
     )  # fmt: skip
     trainer.train(resume_from_checkpoint=resume_point(output, *settings))
-    if not trainer.is_world_process_zero():
-        return
-    losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-    (output / "losses.json").write_text(json.dumps(losses))
+    if trainer.is_world_process_zero():
+        losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+        (output / "losses.json").write_text(json.dumps(losses))
 
 
 if __name__ == "__main__":
