@@ -1,7 +1,4 @@
-"""ノートブックを papermill で順に実行し、表と index.html で終わる。`make run` の中身。
-
-使い方: `python -m lib.execute --profile embedded --run 名前 [段 ...]`
-"""
+"""ノートブックを papermill で順に実行し、表と index.html で終わる。`make run` の中身（`python -m lib.execute`）。"""
 
 import argparse
 import hashlib
@@ -31,7 +28,7 @@ from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, file_sha256, read_json, write_json, write_text
 from lib.model.load import resolve
 from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
-from lib.show.page import shown_stages, stage_summary, write_index
+from lib.show.page import stage_summary, write_index
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 CELL_SECONDS = 3600  # 終わらないセル（ウィジェットが止める例がある）を、無限に待たない
@@ -54,11 +51,7 @@ def only_one(folder: Path) -> FileLock:
     """この実行を独り占めする鍵。プロセスが終われば（kill -9 でも）OS が外す。上流を作る自分の子は、そのまま通す。"""
     lock = FileLock(folder / "lock", timeout=0)
     if os.environ.get(_HELD) != str(folder):
-        try:
-            lock.acquire()
-        except Timeout:
-            what = "この実行は、ほかの所でいま走っています"
-            raise WorkshopError(what, "終わるのを待つか、RUN に別の名前を指定してください", folder) from None
+        lock.acquire()
         os.environ[_HELD] = str(folder)
     return lock
 
@@ -75,11 +68,7 @@ class LocalKernel(AsyncKernelManager):
 
 
 def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = CELL_SECONDS) -> Path:
-    """ノートブックを画面なしで最後まで動かし、秘密の値を消した写しの場所を返す。
-
-    Raises:
-        WorkshopError: セルが失敗した、`timeout` 秒で終わらない、またはカーネルが止まったとき。
-    """
+    """ノートブックを画面なしで動かし、秘密の値を消した写しの場所を返す。失敗、時間切れ（秒）なら WorkshopError。"""
     target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.show.widgets）
@@ -90,10 +79,7 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
             local = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
             options = {"cwd": str(NOTEBOOKS), "kernel_name": "python3", "progress_bar": sys.stdout.isatty()}
             options |= {"kernel_manager_class": LocalKernel, "config": Config(ConnectionFileMixin=local)}
-            options |= {
-                "start_timeout": 180,
-                "execution_timeout": timeout,
-            }  # 混んだ機械では、既定の 60 秒で起動しきれない
+            options |= {"start_timeout": 180, "execution_timeout": timeout}  # 混んだ機械は、既定の 60 秒で起動しない
             papermill.execute_notebook(source, target, parameters, **options)
     except PapermillExecutionError as error:
         said = scrub(str(error.evalue))
@@ -102,13 +88,11 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
         where = f"{source.stem} のセル {error.cell_index + 1}"
         raise WorkshopError(f"{error.ename}: {said[:300]}", f"実行の写し {target} で前後が読めます", where) from None
     except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
-        steps = [cell["metadata"]["papermill"] for cell in read_json(target)["cells"]]
-        number = next((at for at, step in enumerate(steps, 1) if step["start_time"] and not step["duration"]), "?")
-        where = f"{source.stem} のセル {number}"
+        started = [cell for cell in read_json(target)["cells"] if cell["metadata"]["papermill"]["start_time"]]
+        where = f"{source.stem} のセル {len(started)}"
         raise WorkshopError(f"セルが {timeout} 秒たっても終わりません", remedy, where) from None
     except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
-        what = f"ノートブックを動かすカーネルが止まりました: {error}"
-        raise WorkshopError(what, remedy, source.stem) from None
+        raise WorkshopError(f"ノートブックを動かすカーネルが止まりました: {error}", remedy, source.stem) from None
     finally:
         for path in filter(Path.exists, (target, log)):
             write_text(path, scrub(path.read_text(encoding="utf-8", errors="replace")))
@@ -122,10 +106,7 @@ def _record(run: Run) -> dict[str, Any]:
 
 
 def _fingerprint(run: Run, stage: str) -> str:
-    """段の結果を左右するもの（ノートブックのコードとライブラリの版、02 では自分のデータも）の SHA-256。
-
-    文章・出力・`run.finish` の後の練習は結果を変えないので、直しても実行し直さない。
-    """
+    """段の結果を左右するコード（文章・出力・`run.finish` の後の練習は除く）と版、02 では自分のデータの SHA-256。"""
     notebook = read_json(NOTEBOOKS / f"{stage}.ipynb")
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
     last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
@@ -135,11 +116,7 @@ def _fingerprint(run: Run, stage: str) -> str:
 
 
 def run_all(run: Run, stages: list[str], index: bool = True) -> None:
-    """段を順に実行する。終わっていて、コード・版・データの変わらない段は飛ばす。やり直したら、後ろもやり直す。
-
-    Raises:
-        WorkshopError: 重みが得られない、またはどれかの段が失敗したとき。
-    """
+    """段を順に実行する。終わっていて、コード・版・データの変わらない段は飛ばす。やり直したら、後ろもやり直す。"""
     resolve(run.profile)
     stale, expected = False, dict(zip(STAGES, run.profile.expected_seconds, strict=False))
     try:
@@ -149,8 +126,8 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
             if not stale and done and record.get(stage, {}).get("source") == _fingerprint(run, stage):
                 print(f"{place} {stage}  済み（飛ばします）")
                 continue
-            half = (run.folder / stage).exists() and not done
-            said = "途中の成果物があります。学習は保存した所から、ほかは最初から続けます" if half else ""
+            half = "途中の成果物があります。学習は保存した所から、ほかは最初から続けます"
+            said = half if (run.folder / stage).exists() and not done else ""
             print(f"{place} {stage}  見込み {expected.get(stage, '不明')} 秒  {said}", flush=True)
             stale, start = True, time.monotonic()
             (run.folder / stage / "metrics.json").unlink(missing_ok=True)
@@ -164,7 +141,7 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
     finally:
         if index:
             record, table = _record(run), Table("ノートブック", "分", "状態", "主な指標")
-            for stage in shown_stages(run, record):
+            for stage in dict.fromkeys([*run.stages, *record]):  # 01〜08 と、実行した付録
                 minutes = f"{record[stage]['seconds'] / 60:.1f}" if stage in record else "-"
                 state = "ok" if run.is_done(stage) and stage in record else "未完"
                 table.add_row(stage, minutes, state, stage_summary(run, stage))
@@ -173,11 +150,7 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
 
 
 def require(run: Run, *names: str) -> None:
-    """上流の段が無ければ、そのノートブックを別のプロセスで実行して作る。
-
-    Raises:
-        WorkshopError: 上流の実行が失敗したとき。
-    """
+    """上流の段が無ければ、そのノートブックを別のプロセスで実行して作る。失敗したら WorkshopError。"""
     if not (missing := [name for name in names if not run.is_done(name)]):
         return
     print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
@@ -186,11 +159,10 @@ def require(run: Run, *names: str) -> None:
     pipe, last = subprocess.PIPE, ""
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=subprocess.STDOUT, encoding="utf-8") as process:
         for line in process.stdout or ():
-            last = line.strip() or last
+            last = line.strip().removeprefix("✋ ") or last
             print(line, end="", flush=True)
     if process.returncode:
-        what = f"上流の実行が失敗しました: {last.removeprefix('✋ ')}"
-        raise WorkshopError(what, "上の表示を見て直し、もう一度実行してください")
+        raise WorkshopError(f"上流の実行が失敗しました: {last}", "上の表示を見て直し、もう一度実行してください")
 
 
 def main() -> None:
@@ -208,7 +180,6 @@ def main() -> None:
     logging.getLogger("asyncio").addFilter(lambda record: "DeadKernelError" not in record.getMessage())
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     with command_line():
         known = (*STAGES, *APPENDICES)
         if unknown := [name for name in options.stages if name not in known]:
@@ -219,6 +190,9 @@ def main() -> None:
             lock = only_one(run.folder)
             run_all(run, [name for name in known if name in wanted], not options.no_index)
             lock.release()
+        except Timeout:
+            remedy = "終わるのを待つか、RUN に別の名前を指定してください"
+            raise WorkshopError("この実行は、ほかの所でいま走っています", remedy, run.folder) from None
         except OSError as error:  # 空き容量が尽きた、権限が無いなど
             remedy = "空き容量と権限を確かめ、同じコマンドで続きから始めてください"
             raise WorkshopError(f"書き込めません: {error.strerror}", remedy, run.folder) from None

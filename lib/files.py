@@ -15,12 +15,9 @@ _REMAKE = "このフォルダを消してもう一度実行すると、作り直
 
 
 def find_data(name: str | Path) -> Path | None:
-    """DATA に書かれた名前から、読むファイルを決める（検査も実行も、これだけが決める）。何も無ければ None。
+    """DATA に書かれた名前から、読むファイルを、いまの場所・リポジトリ・その data/ の順に探す。何も無ければ None。
 
-    いまの場所、リポジトリ、リポジトリの data/ の順に探す。フォルダなら、隠れていないただ一つのデータ。
-
-    Raises:
-        WorkshopError: 開けない、知らない拡張子、フォルダの中が一つに決まらないとき。
+    フォルダなら、隠れていないただ一つのデータ。開けない、知らない拡張子、一つに決まらないときは WorkshopError。
     """
     known, places = "・".join(DATA_SUFFIXES), (Path(name), REPOSITORY / name, REPOSITORY / "data" / name)
     try:
@@ -79,9 +76,8 @@ def fingerprint(folder: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
         with path.open("rb") as stream:
-            digest.update(stream.read(1 << 20))
+            digest.update(f"{path.name} {size}\n".encode() + stream.read(1 << 20))
             stream.seek(max(0, size - (1 << 20)))
             digest.update(stream.read())
     return digest.hexdigest()

@@ -1,6 +1,5 @@
-"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物と指標を、壊れない形で書く。
+"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物と指標を書き、最後の `metrics.json` が「終わった」印になる。
 
-各段は `outputs/<run>/<stage>/` に書き、最後に `metrics.json` を置く。これが「終わった」印になる。
 書きかけのファイルは一時名で作ってから改名するので、途中で止めても半端なものが本物に見えない。
 """
 
@@ -10,14 +9,13 @@ import os
 import platform
 import re
 import shutil
-import sys
 import tempfile
 import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -39,11 +37,8 @@ _PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
 
 def versions() -> dict[str, str]:
     """結果を左右する部品の版。"""
-    found = {"python": sys.version.split()[0]} | dict.fromkeys(_PACKAGES, "なし")
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+    found = {name: next((part.version for part in distributions(name=name)), "なし") for name in _PACKAGES}
+    return {"python": platform.python_version(), **found}
 
 
 @dataclass(frozen=True)
@@ -58,8 +53,8 @@ class Run:
     def __str__(self) -> str:
         """準備のセルが出す二行: 版と、出力先・モデル・デバイス。"""
         numbers = "  ".join(f"{name} {number}" for name, number in list(versions().items())[:5])
-        device = f"{self.profile.device} / {self.profile.dtype}"
-        return f"{numbers}\n出力先: {self.folder}   モデル: {self.profile.model}   デバイス: {device}"
+        place = f"出力先: {self.folder}   モデル: {self.profile.model}"
+        return f"{numbers}\n{place}   デバイス: {self.profile.device} / {self.profile.dtype}"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -122,12 +117,9 @@ def data_path(data: str) -> Path | None:
 
 
 def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
-    """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。
+    """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。開けなければ WorkshopError。
 
     `run` を省くとプロファイル名（自分のデータなら、その名前も付く）、`data` を省くとその実行が覚えているものになる。
-
-    Raises:
-        WorkshopError: 部品が無い、名前が使えない、別の設定の実行がある、書き込めないとき。
     """
     chosen = get_profile(profile)
     if lacking := [name for name in _NEEDED if versions()[name] == "なし"]:
@@ -179,10 +171,9 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 
 def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Point:
-    """設定を変えた学習の結果を、設定ごとに一度だけ計算して残す。
+    """設定（モデルとデータの指紋も入れる）を変えた学習の結果を、設定ごとに一度だけ計算して残す。
 
     探す順は、この機械で前に計算したもの、その場の計算（`profile.experiments` のときだけ）、記録済みの結果。
-    settings には、モデルとデータの指紋も入れる。
     """
     path = EXPERIMENTS / f"{key_of(settings)}.json"
     if path.exists():
@@ -193,8 +184,8 @@ def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[s
 
         result = compute(settings)
         record = {"settings": dict(settings), "result": result, "date": time.strftime("%Y-%m-%d")}
-        machine = f"{torch.get_num_threads()} スレッドの {platform.machine()}"
-        write_json(path, {**record, "machine": machine, "versions": versions()})
+        record |= {"machine": f"{torch.get_num_threads()} スレッドの {platform.machine()}", "versions": versions()}
+        write_json(path, record)
         return Point(settings, result, "いま計算")
     if found := (read_json(RECORDED) if RECORDED.exists() else {}).get(key_of(settings)):
         return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}）")

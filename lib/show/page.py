@@ -12,7 +12,7 @@ from nbconvert import HTMLExporter
 from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_text
-from lib.run import APPENDICES, BUILT_IN, Run, reopen
+from lib.run import BUILT_IN, Run, reopen
 from lib.score.exam import PARTS, gain, load_rows, share
 from lib.show.plots import curve, picture
 
@@ -58,17 +58,12 @@ def gate(results: dict[str, Rows], model: str, better: list[str], not_worse: lis
     return all(passed)
 
 
-def shown_stages(run: Run, record: dict[str, Any]) -> list[str]:
-    """表に載せる段: 01〜08 と、実行した付録。"""
-    return [*run.stages, *(name for name in APPENDICES if name in record)]
-
-
 def stage_summary(run: Run, stage: str) -> str:
     """その段の主な指標を一言で。まだなら空。自分のデータでは、甘い near を結論に見せない。"""
     known = read_json(DATA / "templates" / "key_metrics.json")
     key, text = (known["support"] | (known["own"] if run.data != BUILT_IN else {})).get(stage, ("", ""))
-    value = run.metrics(stage).get(key) if run.is_done(stage) else None
-    return "" if value is None else text.format(value)
+    found = run.metrics(stage) if run.is_done(stage) else {}
+    return text.format(found[key]) if key in found else ""
 
 
 def notebook_html(source: Path, target: Path) -> Path:
@@ -80,7 +75,7 @@ def notebook_html(source: Path, target: Path) -> Path:
 def write_index(run: Run, record: dict[str, Any]) -> Path:
     """実行済みのノートブックを HTML にし、入口の index.html を書く。record は、段 → {"seconds": 秒}。"""
     stages = []
-    for stage in shown_stages(run, record):
+    for stage in dict.fromkeys([*run.stages, *record]):
         source = run.folder / "notebooks" / f"{stage}.ipynb"
         if done := stage in record and source.exists():
             notebook_html(source, run.folder / "html" / f"{stage}.html")

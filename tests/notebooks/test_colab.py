@@ -135,8 +135,8 @@ def test_a_bare_clone_needs_no_installation_and_no_network(tmp_path, published, 
 
 
 def test_missing_parts_are_one_sentence_and_no_clone(tmp_path, published):
-    hide = "\nimport importlib.metadata as m\nfound = m.version\ndef version(name):\n"
-    hide += "    if name == 'torch': raise m.PackageNotFoundError(name)\n    return found(name)\nm.version = version"
+    hide = "\nimport importlib.metadata as m\nfound = m.distributions\ndef distributions(name):\n"
+    hide += "    return found(name=name) if name != 'torch' else ()\nm.distributions = distributions"
     show = "\nfrom lib.errors import command_line\nwith command_line(): open_run('smoke', 'alone')"
     after = hide + "\nfrom lib.run import open_run" + show
     refused(open_alone(tmp_path / "published", after=after), "部品がありません: torch")

@@ -22,20 +22,20 @@ MODULES = sorted((REPOSITORY / "lib").rglob("*.py"))
 # 部屋（lib の中のファイルかフォルダ）→ (行の上限, import してよい部屋)。上限は下がるだけ。形の理由は tests/README.md。
 # errors はどこからも import してよい。talk は、どの部屋からも import されない。
 HOUSE: dict[str, tuple[int, set[str]]] = {
-    "__init__": (17, set()),
+    "__init__": (15, set()),
     "bootstrap": (47, set()),
     "errors": (40, set()),
-    "files": (104, set()),
+    "files": (100, set()),
     "profiles": (157, set()),
-    "run": (206, {"files", "profiles"}),
+    "run": (192, {"files", "profiles"}),
     "text": (378, set()),
     "data": (731, {"files", "profiles", "text"}),
     "model": (433, {"files", "profiles", "data", "text"}),
     "train": (470, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (384, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (316, {"files", "model"}),
-    "show": (316, {"files", "profiles", "run", "score", "data"}),
-    "execute": (228, {"files", "run", "model", "show"}),
+    "show": (311, {"files", "profiles", "run", "score", "data"}),
+    "execute": (202, {"files", "run", "model", "show"}),
     "talk": (
         550,
         {"files", "profiles", "run", "data", "model", "text", "score", "export", "show", "train", "execute"},
