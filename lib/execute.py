@@ -185,10 +185,9 @@ def main() -> None:
         if unknown := [name for name in options.stages if name not in known]:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
         run = open_run(options.profile, options.run or None, options.seed, data=options.data)
-        wanted = options.stages or run.stages
         try:
             lock = only_one(run.folder)
-            run_all(run, [name for name in known if name in wanted], not options.no_index)
+            run_all(run, [name for name in known if name in (options.stages or run.stages)], not options.no_index)
             lock.release()
         except Timeout:
             remedy = "終わるのを待つか、RUN に別の名前を指定してください"

@@ -1,7 +1,4 @@
-"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物と指標を書き、最後の `metrics.json` が「終わった」印になる。
-
-書きかけのファイルは一時名で作ってから改名するので、途中で止めても半端なものが本物に見えない。
-"""
+"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物を壊れない形で書く。`metrics.json` が「終わった」印になる。"""
 
 import hashlib
 import json
@@ -28,8 +25,7 @@ EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
 STAGES = tuple(["01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference"])
 STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
-APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")
-"""`make run` では走らない付録。それぞれ単独で実行する。"""
+APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
 _NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 _PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
