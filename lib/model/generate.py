@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
+import torch
+from transformers import DynamicCache
+
 from lib.data.facts import Example
 from lib.profiles import Profile
 
@@ -30,8 +33,6 @@ def answer_prompts(
     temperature は 0 なら貪欲、正ならその温度で語彙全体からサンプリングする。返すのは、prompts と同じ順の答え
     （特殊トークンを除き、前後の空白を落とした文字列）。
     """
-    import torch
-
     if not prompts:
         return []
     # テンプレートが特殊トークンを書き終えているので、ここで足すと BOS が二重になる。
@@ -66,9 +67,6 @@ def _shared_length(encoded: Sequence[Sequence[int]]) -> int:
 
 def _read(model: Any, ids: Sequence[int]) -> Any:
     """先頭を一度だけ読み、続きを作るのに使う計算結果（KV キャッシュ）を返す。"""
-    import torch
-    from transformers import DynamicCache
-
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
         model(torch.tensor([ids], device=model.device), past_key_values=cache, use_cache=True, logits_to_keep=1)
@@ -77,8 +75,6 @@ def _read(model: Any, ids: Sequence[int]) -> Any:
 
 def _pad_after(shared: int, rows: Sequence[Sequence[int]], pad: int) -> tuple[Any, Any]:
     """共通の先頭のすぐ後にパディングを入れて、終わりをそろえる。(トークン, 見てよい印)、形はどちらも (行, 幅)。"""
-    import torch
-
     gaps = [max(map(len, rows)) - len(row) for row in rows]
     ids = [[*row[:shared], *[pad] * gap, *row[shared:]] for row, gap in zip(rows, gaps, strict=True)]
     mask = [[1] * shared + [0] * gap + [1] * (len(row) - shared) for row, gap in zip(rows, gaps, strict=True)]

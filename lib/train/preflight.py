@@ -1,10 +1,7 @@
-"""走らせる前の検査。学習・マージ・変換を黙って壊す落とし穴を調べ、致命的なら止める。
-
-一つの検査が一つの関数で、どれも `Finding` を返す。`before_…` が、場面ごとの組。使い方: `require(before_training(…))`
-"""
+"""走らせる前の検査。学習・マージ・変換を黙って壊す落とし穴を調べ、致命的なら止める。`require(before_training(…))`"""
 
 import math
-import re
+import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,10 +11,12 @@ from safetensors import safe_open
 
 from lib.data.facts import find_leaks
 from lib.errors import WorkshopError
-from lib.files import check_folder, read_json
+from lib.files import REPOSITORY, check_folder, read_json
 from lib.model.generate import render
 from lib.model.load import mismatches
 from lib.train.watch import LossMonitor
+
+REMEDIES = tomllib.loads((REPOSITORY / "data" / "templates" / "remedies.toml").read_text(encoding="utf-8"))
 
 
 class Finding(NamedTuple):
@@ -33,9 +32,9 @@ class Finding(NamedTuple):
         return f"{mark} {self.check}: {self.found}" + (f" → {self.remedy}" if self.remedy else "")
 
 
-def judge(check: str, found: str, bad: Any, remedy: str, level: str = "fatal") -> Finding:
-    """`bad` が真なら問題のある結果、偽なら問題の無い結果にする。"""
-    return Finding(check, level, found, remedy) if bad else Finding(check, "ok", found)
+def judge(check: str, found: str, bad: Any, remedy: str = "", level: str = "fatal") -> Finding:
+    """`bad` が真なら問題のある結果、偽なら問題の無い結果にする。どうするか（remedy）は、書かなければ表から読む。"""
+    return Finding(check, level, found, remedy or REMEDIES[check]) if bad else Finding(check, "ok", found)
 
 
 def require(findings: Sequence[Finding]) -> None:
@@ -53,8 +52,7 @@ def before_training(trainer: Any, rows: Sequence[dict[str, Any]], exam: Sequence
     found = [vocabulary(size, model.config.vocab_size, tokenizer), tied_embeddings(model), precision(model)]
     found += supervision(tokenizer, list(collated(trainer, rows)), len(rows) - len(trainer.train_dataset))
     on = any(isinstance(callback, LossMonitor) for callback in trainer.callback_handler.callbacks)
-    remedy = "callbacks に LossMonitor を加えてください"  # 12. 損失が NaN になったら止める見張り
-    watch = judge("損失の見張り", "付いている" if on else "付いていない", not on, remedy, "warning")
+    watch = judge("損失の見張り", "付いている" if on else "付いていない", not on, level="warning")  # 12. NaN で止める
     return [*found, first_step(trainer), watch, leaks([row["prompt"][-1]["content"] for row in rows], exam)]
 
 
@@ -73,24 +71,21 @@ def before_conversion(folder: Path, tokenizer: Any) -> list[Finding]:
     if recorded := (folder / "manifest.json").exists():
         check_folder(folder)  # 保存したあとで書き換えられていれば、ここで止まる
     said = "保存したときのまま" if recorded else "記録（manifest.json）がありません"
-    remedy = "この段のノートブックを実行し直すと、記録ができます"
-    kept = judge("ファイルの記録", said, not recorded, remedy, "warning")
+    kept = judge("ファイルの記録", said, not recorded, level="warning")
     return [kept, vocabulary(rows, read_json(folder / "config.json")["vocab_size"], tokenizer)]
 
 
 def adapter_shape(adapter: Path, base: Any) -> Finding:
     """1. アダプタの各テンソルが、ベースの層に合うか（語彙 32004 と 32000 の違いもここで分かる）。"""
     wrong = mismatches(adapter, base)
-    remedy = "学習したときと同じベースを使ってください。語彙を足したなら、ベースの行も同じだけ増やします（縮めません）"
-    return judge("アダプタの形", wrong[0] if wrong else "すべての層に合う", wrong, remedy)
+    return judge("アダプタの形", wrong[0] if wrong else "すべての層に合う", wrong)
 
 
 def vocabulary(rows: int, vocab_size: int, tokenizer: Any) -> Finding:
     """2. 最大のトークン ID < 埋め込みの行数 == config.vocab_size。"""
     most = max(tokenizer.get_vocab().values())
     found = f"最大の ID {most}、埋め込み {rows} 行、config.vocab_size {vocab_size}"
-    remedy = "トークンを足したら resize_token_embeddings で行を増やし、そのモデルを保存し直してください"
-    return judge("語彙の大きさ", found, not most < rows == vocab_size, remedy)
+    return judge("語彙の大きさ", found, not most < rows == vocab_size)
 
 
 class Supervised(NamedTuple):
@@ -123,47 +118,38 @@ def supervision(tokenizer: Any, examples: Sequence[Supervised], dropped: int = 0
     eos, bos, total = tokenizer.eos_token_id, tokenizer.bos_token_id, len(examples)
     cut = sum(len(e.ids) < len(e.whole) for e in examples)
     lost = f"まるごと落ちた例 {dropped} 個" if dropped else f"{cut} / {total} 例"
-    remedy = "max_length を増やすか、長い例を短くしてください（終わりを学べません）"
-    found = [judge("切り詰め", lost, dropped or cut, remedy)]
+    length = judge("切り詰め", lost, dropped or cut)
     if not examples:
-        return found
+        return [length]
     silent = sum(sum(e.ids[i] == eos for i in e.counted) != 1 for e in examples)
-    starts = sum(_leading(e.ids, bos) != _leading(e.prompt, bos) for e in examples)
+    starts = sum(e.ids[:2].count(bos) != e.prompt[:2].count(bos) for e in examples)
     other = sum(e.ids != e.whole[: len(e.ids)] or e.ids[: len(e.prompt)] != e.prompt for e in examples)
     outside = sum(e.counted != list(range(len(e.prompt), len(e.ids))) for e in examples)
     shown = tokenizer.decode([examples[0].ids[i] for i in examples[0].counted])[:60]
-    remedy = "pad を eos と別のトークンにし、テンプレートが答えの後に EOS を書くか確かめてください"
-    found.append(judge("EOS", f"損失に数える EOS が 1 個でない例 {silent} / {total}", silent, remedy))
-    remedy = "テンプレートを通した文字列には add_special_tokens=False を付けてください"
-    found.append(judge("先頭の BOS（学習と生成）", f"数の違う例 {starts} / {total}", starts, remedy))
-    remedy = "学習と生成で、同じトークナイザとシステム文を使ってください"
-    found.append(judge("テンプレート（学習と生成）", f"トークンの違う例 {other} / {total}", other, remedy))
-    remedy = "prompt と completion に分け、completion_only_loss を切らないでください"
-    found.append(judge("損失の範囲", f"{shown!r}（答えだけでない例 {outside} / {total}）", outside, remedy))
-    return found
-
-
-def _leading(ids: Sequence[int], bos: int | None) -> int:
-    return next((number for number, token in enumerate(ids) if token != bos), len(ids))
+    return [
+        length,
+        judge("EOS", f"損失に数える EOS が 1 個でない例 {silent} / {total}", silent),
+        judge("先頭の BOS（学習と生成）", f"数の違う例 {starts} / {total}", starts),
+        judge("テンプレート（学習と生成）", f"トークンの違う例 {other} / {total}", other),
+        judge("損失の範囲", f"{shown!r}（答えだけでない例 {outside} / {total}）", outside),
+    ]
 
 
 def tied_embeddings(model: Any) -> Finding:
     """8. 出力層が埋め込みを兼ねるモデルで、その層を学習していないか（マージで壊れる）。"""
     tied = bool(getattr(model.config, "tie_word_embeddings", False))
-    added = [n for n, p in model.named_parameters() if p.requires_grad and re.search("lora_|modules_to_save", n)]
+    added = [n for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n or "modules_to_save" in n)]
     wrong = [name for name in added if "embed_tokens" in name or "lm_head" in name]
-    remedy = "target_modules と modules_to_save から embed_tokens と lm_head を外してください"
     found = f"共有の埋め込みに掛かる差分 {len(wrong)} 個" if tied else "出力層は埋め込みと別"
-    return judge("埋め込みの共有", found, tied and wrong, remedy)
+    return judge("埋め込みの共有", found, tied and wrong)
 
 
 def quantized(model: Any) -> Finding:
     """9. マージ先が量子化した重みでないか。"""
     config = getattr(model.config, "quantization_config", None)
     kinds = sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters() if not p.is_floating_point()})
-    remedy = "量子化する前の重みを読み直し、そこへマージしてから量子化してください"
     found = f"量子化あり（{', '.join(kinds) or '設定に記録'}）" if config or kinds else "量子化なし"
-    return judge("マージ先の量子化", found, config or kinds, remedy)
+    return judge("マージ先の量子化", found, config or kinds)
 
 
 def first_step(trainer: Any) -> Finding:
@@ -180,8 +166,7 @@ def first_step(trainer: Any) -> Finding:
     for records in getattr(trainer, "_metrics", {}).values():  # 試しの値を、学習の記録に混ぜない
         records.clear()
     found = f"損失 {loss.item():.3f}、勾配が 0 でない {reached} / {len(learned)} 個、届かない {lost} 個"
-    remedy = "activation_checkpointing を切り、学習率と dtype、target_modules を確かめてください"
-    return judge("最初の一歩", found, not math.isfinite(loss.item()) or lost or not reached, remedy)
+    return judge("最初の一歩", found, not math.isfinite(loss.item()) or lost or not reached)
 
 
 def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:
@@ -200,5 +185,4 @@ def precision(model: Any) -> Finding:
     learned = {str(p.dtype).removeprefix("torch.") for p in model.parameters() if p.requires_grad}
     no_bf16 = kinds.get("bfloat16") == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False)
     found = f"学習する重み {'・'.join(sorted(learned)) or 'なし'}、全体 {'・'.join(sorted(kinds))}"
-    remedy = "dtype を float32 にしてください（T4 は bf16 を持ちません）"
-    return judge("精度", found, "float16" in learned or no_bf16, remedy)
+    return judge("精度", found, "float16" in learned or no_bf16)

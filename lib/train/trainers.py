@@ -2,35 +2,23 @@
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DPOTrainer, SFTTrainer
 
 from lib.model.generate import render
 
 
-class Row(NamedTuple):
-    """一列に並べたバッチ。長さ n。"""
+def pack(ids: Tensor, attention: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """右パディングのバッチ（トークンと、パディングでない所が 1 の印）を、先頭を共有する木にして一列に並べる。
 
-    tokens: torch.Tensor  # (n,)
-    positions: torch.Tensor  # それぞれの例の中での位置（0 から）。(n,)
-    seen: torch.Tensor  # i 番目が j 番目を見てよいか。(n, n)
-    place: torch.Tensor  # 元のバッチの各トークンの、列の中での番号。パディングは -1。(行, 幅)
-
-    def mask(self, dtype: torch.dtype) -> torch.Tensor:
-        """アテンションの点数に足す値。見える所は 0、ほかは dtype の最小の数。形は (n, n)。"""
-        empty = torch.zeros(self.seen.shape, dtype=dtype, device=self.seen.device)
-        return empty.masked_fill(~self.seen, torch.finfo(dtype).min)
-
-
-def pack(ids: torch.Tensor, attention: torch.Tensor) -> Row:
-    """右パディングのバッチ（トークンと、パディングでない所が 1 の印。どちらも (行, 幅)）を、先頭を共有する木にする。
-
-    因果的な注意では、ある語の計算は前の語だけで決まる。そこまでの語がすべて同じなら、一度の計算で足り、値も勾配も変わらない。
-    システム文はバッチで一度、DPO の質問は良い答えと悪い答えで一度になる。
+    因果的な注意では、ある語の計算は前の語だけで決まる。そこまでが同じなら、一度の計算で足り、値も勾配も変わらない。
+    システム文はバッチで一度、DPO の質問は良い答えと悪い答えで一度になる。返すのは、トークン (n,)、例の中の位置 (n,)、
+    i が j を見てよいか (n, n)、元の各トークンの列の中の番号（行, 幅。パディングは -1）。
     """
     nodes: dict[tuple[int, int], int] = {}  # (直前の語の番号, トークン) → 番号
     place = torch.full(ids.shape, -1)
@@ -43,13 +31,11 @@ def pack(ids: torch.Tensor, attention: torch.Tensor) -> Row:
     for node, (parent, _) in enumerate(nodes):
         if parent >= 0:
             seen[node] |= seen[parent]
-    tokens = torch.tensor([token for _, token in nodes], dtype=torch.long)
-    return Row(*(tensor.to(ids.device) for tensor in (tokens, seen.sum(1) - 1, seen, place)))
+    line, to = torch.tensor([token for _, token in nodes], dtype=torch.long), ids.device
+    return line.to(to), (seen.sum(1) - 1).to(to), seen.to(to), place.to(to)
 
 
-def answer_logits(
-    model: Any, config: Any, ids: torch.Tensor, attention: torch.Tensor, labels: torch.Tensor
-) -> tuple[Any, torch.Tensor]:
+def answer_logits(model: Any, config: Any, ids: Tensor, attention: Tensor, labels: Tensor) -> tuple[Any, Tensor]:
     """損失の計算対象のトークン（`labels[:, 1:] != -100` の並び）を当てるロジットだけを求める。
 
     model は分散などの包みが付いていてもよく、config は中のモデルの設定。ids は右パディング、attention は実の所が 1、
@@ -60,22 +46,20 @@ def answer_logits(
     if window and ids.shape[1] > window:  # マスクを渡すと窓が効かなくなるので、省かずに計算する
         output = model(input_ids=ids, attention_mask=attention, use_cache=False)
         return output, output.logits[:, :-1][counted]
-    row = pack(ids, attention)
+    tokens, positions, seen, place = pack(ids, attention)
+    dtype = config.dtype or torch.float32
     output = model(
-        input_ids=row.tokens[None],
-        position_ids=row.positions[None],
-        attention_mask=row.mask(config.dtype or torch.float32)[None, None],
-        logits_to_keep=row.place[:, :-1][counted],  # 出力層に通すのは、対象の語の一つ前だけ
+        input_ids=tokens[None],
+        position_ids=positions[None],
+        attention_mask=torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[None, None],  # 点数に足す値
+        logits_to_keep=place[:, :-1][counted],  # 出力層に通すのは、対象の語の一つ前だけ
         use_cache=False,
     )
     return output, output.logits[0]
 
 
 class AnswerOnlyTrainer(SFTTrainer):
-    """TRL の SFTTrainer と同じ損失を、三つを省いて求める（差は丸めの分だけ。04 が毎回確かめる）。入力は右パディング。
-
-    省くのは、損失の計算対象でない位置の出力層、例に共通する先頭の二度目からの計算、パディング。
-    """
+    """TRL の SFTTrainer と同じ損失を、計算対象でない位置の出力層、共通の先頭の二度目から、パディングを省いて求める。"""
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -100,15 +84,14 @@ def keep_float32(model: Any) -> None:
             parameter.data = parameter.data.float()
 
 
-def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> tuple[list[int], list[int]]:
-    """選好データの行の `side`（"chosen" か "rejected"）を (入力の ID, 回答の ID) にする。回答は EOS で終わる。"""
+def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> list[list[int]]:
+    """選好データの行の `side`（"chosen" か "rejected"）を [入力の ID, 回答の ID] にする。回答は EOS で終わる。"""
     prompt = render(tokenizer, row["prompt"])
     whole = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
-    ids, reply = tokenizer([prompt, whole[len(prompt) :]], add_special_tokens=False)["input_ids"]
-    return ids, reply
+    return tokenizer([prompt, whole[len(prompt) :]], add_special_tokens=False)["input_ids"]
 
 
-def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *sides: str) -> torch.Tensor:
+def answer_logprobs(model: Any, tokenizer: Any, rows: Sequence[dict[str, Any]], *sides: str) -> Tensor:
     """各行の回答の対数確率の合計（nat）を返す。形は (側の数, 行数)、側が一つなら (行数,)。fp32。
 
     側を二つ渡すと、同じ質問は一度だけ計算する。評価では `torch.inference_mode()` の中で呼ぶ。
@@ -127,7 +110,7 @@ def answer_kl(model: Any, reference: Any, tokenizer: Any, rows: Sequence[dict[st
     return (new.exp() * (new - old)).sum(-1).mean().item()
 
 
-def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str], device: Any) -> list[torch.Tensor]:
+def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str], device: Any) -> list[Tensor]:
     """右パディングのバッチ（トークン、パディングでない所、対象のトークン）。形はどれも (側の数 × 行数, 幅)。"""
     encoded = [encode_pair(tokenizer, row, side) for side in sides for row in rows]
     ids = [prompt + reply for prompt, reply in encoded]
@@ -136,12 +119,12 @@ def _batch(tokenizer: Any, rows: Sequence[dict[str, Any]], sides: Sequence[str],
     return [pad_sequence([torch.tensor(x) for x in rows], True, fill).to(device) for rows, fill in columns]
 
 
-def _spread(values: torch.Tensor, counted: torch.Tensor) -> torch.Tensor:
+def _spread(values: Tensor, counted: Tensor) -> Tensor:
     """対象の位置だけの値を、形 (行, 幅 - 1) に並べ直す。対象でない所は 0。"""
     return torch.zeros(counted.shape, device=counted.device).masked_scatter(counted, values.float())
 
 
-def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def _per_token(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """各トークンの対数確率（行, 幅 - 1。対象でない所は 0）、対象の所の全語彙の対数確率、対象の所の正解。"""
     counted, whole = labels[:, 1:] != -100, logits.float().log_softmax(-1)
     targets = labels[:, 1:][counted]
@@ -149,10 +132,7 @@ def _per_token(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor
 
 
 class PairTrainer(DPOTrainer):
-    """TRL の DPOTrainer と同じ損失を、ペアの質問を一度だけ計算して求める（差は丸めの分だけ。05 が毎回確かめる）。
-
-    参照の対数確率も同じように省くには、`precompute_ref_log_probs=True` にする。
-    """
+    """TRL の DPOTrainer と同じ損失を、ペアの質問を一度だけ計算して求める（先に計算する参照も）。"""
 
     def _compute_loss(self, model: Any, inputs: Any, return_outputs: bool) -> Any:
         return super()._compute_loss(self._packed(model), inputs, return_outputs)

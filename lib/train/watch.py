@@ -19,8 +19,7 @@ from lib.files import write_text
 def last_checkpoint(folder: Path) -> str | None:
     """いちばん新しい、続きを学習できるチェックポイント。無ければ None（最初から学習する）。
 
-    途中で殺され、最後に書く `trainer_state.json` が読めないものは除く。学習の終わり（最後のステップか、早期終了）も、
-    そこから続けると余分に 1 ステップ学習するので、除く。
+    途中で殺されて、最後に書く `trainer_state.json` が読めないものと、学習の終わり（続けると余分に学習する）は除く。
     """
     found = {}
     for path in folder.glob("checkpoint-*/trainer_state.json"):
@@ -35,8 +34,7 @@ def last_checkpoint(folder: Path) -> str | None:
 def resume_point(folder: Path, *inputs: Any) -> str | None:
     """同じ設定とデータで途中まで進んだ学習（`folder` は output_dir）の、続きの場所。無ければ None（最初から学習する）。
 
-    inputs は、設定の辞書や例の列など、結果を左右するもの。`folder/inputs.json` に書いておき、違えば途中の状態を消す
-    （前の続きから始めると、どちらの設定の結果でもないものができる）。
+    設定の辞書や例の列など、結果を左右するもの（`inputs`）を `folder/inputs.json` に書き、違えば途中の状態を消す。
     """
     record, found = folder / "inputs.json", last_checkpoint(folder)
     text = json.dumps(inputs, ensure_ascii=False, sort_keys=True, default=_plain)

@@ -62,24 +62,23 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
 def test_the_row_holds_every_distinct_beginning_once():
     for rows in BATCHES.values():
         batch = batch_of(rows)
-        row = pack(batch["input_ids"], batch["attention_mask"])
+        tokens, _, _, place = pack(batch["input_ids"], batch["attention_mask"])
         ids = batch["input_ids"].tolist()
         lengths = [length for length, _, _ in rows]
         beginnings = {tuple(t[: end + 1]) for t, length in zip(ids, lengths, strict=True) for end in range(length)}
-        assert len(row.tokens) == len(beginnings)
-        assert torch.equal(row.place >= 0, batch["attention_mask"].bool())
-        assert torch.equal(row.tokens[row.place][row.place >= 0], batch["input_ids"][row.place >= 0])
+        assert len(tokens) == len(beginnings)
+        assert torch.equal(place >= 0, batch["attention_mask"].bool())
+        assert torch.equal(tokens[place][place >= 0], batch["input_ids"][place >= 0])
 
 
 def test_a_token_sees_its_own_beginning_and_nothing_else():
     batch = batch_of(BATCHES["共通の先頭がある"])
-    row = pack(batch["input_ids"], batch["attention_mask"])
-    seen = row.mask(torch.float32) == 0
-    for chain in row.place:
+    _, positions, seen, place = pack(batch["input_ids"], batch["attention_mask"])
+    for chain in place:
         chain = chain[chain >= 0].tolist()
         for end, query in enumerate(chain):
             assert set(seen[query].nonzero().flatten().tolist()) == set(chain[: end + 1])
-            assert int(row.positions[query]) == end
+            assert int(positions[query]) == end
 
 
 def test_the_shared_arguments_are_about_the_device_and_the_log_only():
