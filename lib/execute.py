@@ -77,8 +77,9 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
         with log.open("ab") as LocalKernel.log_stream, tempfile.TemporaryDirectory(prefix="workshop-") as sockets:
             # TCP でなく、この実行だけのフォルダのソケットで話す。ほかの利用者に覗かれず、port も開かない。
             local = {"transport": "ipc", "ip": f"{sockets}/kernel"} if os.name == "posix" else {}
-            options = {"cwd": str(NOTEBOOKS), "kernel_name": "python3", "progress_bar": sys.stdout.isatty()}
-            options |= {"kernel_manager_class": LocalKernel, "config": Config(ConnectionFileMixin=local)}
+            bar = {"disable": not sys.stdout.isatty()}  # lib が tqdm を黙らせているので、端末では出すと言う
+            options = {"cwd": str(NOTEBOOKS), "kernel_name": "python3", "kernel_manager_class": LocalKernel}
+            options |= {"progress_bar": bar, "config": Config(ConnectionFileMixin=local)}
             options |= {"start_timeout": 180, "execution_timeout": timeout}  # 混んだ機械は、既定の 60 秒で起動しない
             papermill.execute_notebook(source, target, parameters, **options)
     except PapermillExecutionError as error:
@@ -99,12 +100,6 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
     return target
 
 
-def _record(run: Run) -> dict[str, Any]:
-    """段 → かかった秒と、コードの指紋。上流を作る別のプロセスも書き足す。"""
-    path = run.folder / "stages.json"
-    return read_json(path) if path.exists() else {}
-
-
 def _fingerprint(run: Run, stage: str) -> str:
     """段の結果を左右するコード（文章・出力・`run.finish` の後の練習は除く）と版、02 では自分のデータの SHA-256。"""
     notebook = read_json(NOTEBOOKS / f"{stage}.ipynb")
@@ -118,11 +113,12 @@ def _fingerprint(run: Run, stage: str) -> str:
 def run_all(run: Run, stages: list[str], index: bool = True) -> None:
     """段を順に実行する。終わっていて、コード・版・データの変わらない段は飛ばす。やり直したら、後ろもやり直す。"""
     resolve(run.profile)
-    stale, expected = False, dict(zip(STAGES, run.profile.expected_seconds, strict=False))
+    stale, book = False, run.folder / "stages.json"  # 段 → 秒と指紋。上流を作る別のプロセスも書き足す
+    expected = dict(zip(STAGES, run.profile.expected_seconds, strict=False))
     try:
         for stage in stages:
             place = f"[{STAGES.index(stage) + 1}/{len(STAGES)}]" if stage in STAGES else "[付録]"
-            done, record = run.is_done(stage), _record(run)
+            done, record = run.is_done(stage), read_json(book, {})
             if not stale and done and record.get(stage, {}).get("source") == _fingerprint(run, stage):
                 print(f"{place} {stage}  済み（飛ばします）")
                 continue
@@ -131,16 +127,16 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
             print(f"{place} {stage}  見込み {expected.get(stage, '不明')} 秒  {said}", flush=True)
             stale, start = True, time.monotonic()
             (run.folder / stage / "metrics.json").unlink(missing_ok=True)
-            write_json(run.folder / "stages.json", {name: row for name, row in record.items() if name != stage})
+            write_json(book, {name: row for name, row in record.items() if name != stage})
             values = {"PROFILE": run.profile.name, "SEED": run.seed, "RUN": run.folder.name}
             values |= {"DATA": run.data} if stage == "02_dataset" else {}  # どのデータを使うかは 02 だけが決める
             run_notebook(run, NOTEBOOKS / f"{stage}.ipynb", values)
             took = {"seconds": round(time.monotonic() - start, 1), "source": _fingerprint(run, stage)}
-            write_json(run.folder / "stages.json", {**_record(run), stage: took})
+            write_json(book, {**read_json(book, {}), stage: took})
             print(f"    → {took['seconds']:.0f} 秒  {stage_summary(run, stage)}", flush=True)
     finally:
         if index:
-            record, table = _record(run), Table("ノートブック", "分", "状態", "主な指標")
+            record, table = read_json(book, {}), Table("ノートブック", "分", "状態", "主な指標")
             for stage in dict.fromkeys([*run.stages, *record]):  # 01〜08 と、実行した付録
                 minutes = f"{record[stage]['seconds'] / 60:.1f}" if stage in record else "-"
                 state = "ok" if run.is_done(stage) and stage in record else "未完"

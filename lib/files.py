@@ -54,11 +54,13 @@ def write_json(path: Path, value: Any) -> Path:
     return write_text(path, json.dumps(value, ensure_ascii=False, indent=2) + "\n")
 
 
-def read_json(path: Path) -> Any:
-    """JSON を読む。無い、または壊れているときは WorkshopError。"""
+def read_json(path: Path, default: Any = None) -> Any:
+    """JSON を読む。無ければ `default`。それも無い、または壊れているときは WorkshopError。"""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if default is not None:
+            return default
         raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
     except json.JSONDecodeError as error:
         remedy = "このファイルを消して、作ったノートブックを実行し直してください"

@@ -172,8 +172,7 @@ def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[s
     探す順は、この機械で前に計算したもの、その場の計算（`profile.experiments` のときだけ）、記録済みの結果。
     """
     path = EXPERIMENTS / f"{key_of(settings)}.json"
-    if path.exists():
-        found = read_json(path)
+    if found := read_json(path, {}):
         return Point(settings, found["result"], f"前に計算（{found['date']}）")
     if run.profile.experiments:
         import torch
@@ -183,6 +182,6 @@ def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[s
         record |= {"machine": f"{torch.get_num_threads()} スレッドの {platform.machine()}", "versions": versions()}
         write_json(path, record)
         return Point(settings, result, "いま計算")
-    if found := (read_json(RECORDED) if RECORDED.exists() else {}).get(key_of(settings)):
+    if found := read_json(RECORDED, {}).get(key_of(settings)):
         return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}）")
     return Point(settings, {}, "まだ測っていない（PROFILE=full で計算する）")

@@ -46,7 +46,7 @@ class Ballot:
         """`rows` は (質問, 一つ目の答え, 二つ目の答え) の列。前の票があれば、続きから始める。"""
         self.names, self.rows, self.path = names, rows, path
         self.swapped = [random.Random(f"{seed}-{number}").random() < 0.5 for number in range(len(rows))]
-        self.votes: dict[str, str] = read_json(path)["votes"] if path.exists() else {}
+        self.votes: dict[str, str] = read_json(path, {"votes": {}})["votes"]
 
     def next(self) -> int | None:
         """まだ投票していない行の番号。全部済んだら None。"""

@@ -94,7 +94,7 @@ def record(names: list[str], target: Path = EXPECTED, seeds: Path = SEEDS) -> No
         for run, found in zip(runs, settings, strict=True)
     }
     for path, value in ((target, expected), (seeds, by_seed)):
-        write_json(path, {**(read_json(path) if path.exists() else {}), profile: value})
+        write_json(path, {**read_json(path, {}), profile: value})
         print(f"書きました: {path}")
 
 
@@ -116,7 +116,7 @@ def record_run(run: Run, machine: str) -> Path:
 
 def record_experiments() -> None:
     """`outputs/experiments/` の結果を、記録済みの結果として `data/recorded/experiments.json` に加える。"""
-    recorded = read_json(run_room.RECORDED) if run_room.RECORDED.exists() else {}
+    recorded = read_json(run_room.RECORDED, {})
     recorded |= {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))}
     print(f"{len(recorded)} 件を書きました: {write_json(run_room.RECORDED, recorded)}")
 

@@ -65,9 +65,16 @@ def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
     assert "colab-badge" not in page and "ファインチューニングとは何か" in page
 
 
+# make test の環境には lib が入れてある。それを見えなくして、入れていない人と同じにする。
+NOT_INSTALLED = f"""import sys
+sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")]
+sys.path[:] = [place for place in sys.path if place != {str(REPOSITORY)!r}]
+"""
+
+
 def open_alone(folder, python=sys.executable, after=AFTER, **environment):
     """準備のセルと次のセルを、そのフォルダで実行する。部品は、ネットワークからは入れさせない。"""
-    (folder / "cell.py").write_text(setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
+    (folder / "cell.py").write_text(NOT_INSTALLED + setup_cell(NOTEBOOKS[1]) + after, encoding="utf-8")
     kept = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "WORKSHOP_OUTPUTS")}
     kept |= {"PIP_CONFIG_FILE": os.devnull, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "", "GIT_CONFIG_COUNT": "0"}
     told = subprocess.run(

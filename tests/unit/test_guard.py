@@ -93,6 +93,15 @@ def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(tmp_path):
     assert not (folder / "01_concepts" / "metrics.json").exists()
 
 
+def test_a_cell_past_its_time_names_notebook_cell_and_seconds(tmp_path):
+    late = "run_notebook = p.run_notebook\np.run_notebook = lambda *given: run_notebook(*given, timeout=2)"
+    done = run_planted(tmp_path, "1", "import time; time.sleep(60)", "2", before=late)
+    place = read_json(tmp_path / "outputs" / "planted" / "notebooks" / "01_concepts.ipynb")["cells"]
+    (cell,) = [number for number, cell in enumerate(place, 1) if "sleep" in "".join(cell["source"])]
+    refused(done, "2 秒たっても終わりません", f"01_concepts のセル {cell}）")
+    assert "書き込めません" not in done.stderr
+
+
 def test_an_unfinished_stage_is_announced(tmp_path):
     open_run("smoke", "planted", outputs=tmp_path / "outputs").stage("01_concepts")
     result = run_planted(tmp_path, "1")

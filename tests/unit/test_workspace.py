@@ -35,6 +35,14 @@ def test_an_unknown_profile_lists_the_known_ones():
     assert PROFILES["embedded"].sources == ("wheel",), "組み込みのモデルは、Hub に尋ねない"
 
 
+def test_opening_a_run_is_light():
+    code = "import sys, time; start = time.perf_counter(); from lib.run import open_run\n"
+    code += "print(time.perf_counter() - start, *{'torch', 'transformers', 'pandas', 'papermill'} & set(sys.modules))"
+    found = [python("-c", code).stdout.split() for _ in range(3)]
+    assert all(len(words) == 1 for words in found), found
+    assert min(float(words[0]) for words in found) < 1
+
+
 @pytest.mark.parametrize("name", ["../evil", "a/b", ".hidden", "名前", "x" * 65, "a b"])
 def test_run_names_cannot_leave_the_outputs_folder(name, tmp_path):
     with pytest.raises(WorkshopError):
