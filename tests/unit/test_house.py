@@ -30,7 +30,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "run": (187, {"files", "profiles"}),
     "text": (378, set()),
     "data": (731, {"files", "profiles", "text"}),
-    "model": (404, {"files", "profiles", "data", "text"}),
+    "model": (402, {"files", "profiles", "data", "text"}),
     "train": (432, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (384, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (316, {"files", "model"}),

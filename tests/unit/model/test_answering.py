@@ -3,7 +3,11 @@
 from dataclasses import replace
 
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
 
+from lib.files import REPOSITORY
 from lib.model import generate as answering
 from lib.model.generate import answer_prompts, render
 from lib.model.load import load_model, load_tokenizer
@@ -58,3 +62,14 @@ def test_one_prompt_and_equal_prompts_keep_a_token_to_read(tiny):
     alone = answer_prompts(model, tokenizer, prompts[:1], profile)
     assert answer_prompts(model, tokenizer, [prompts[0]] * 3, profile) == alone * 3
     assert answer_prompts(model, tokenizer, [], profile) == []
+
+
+def test_the_gemma_template_gives_the_system_text_to_the_first_question():
+    """Gemma の型に system の役は無いので、最初の質問の前に書く。字下げや改行は、テンプレートの外へ出ない。"""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(BPE()), bos_token="<bos>")
+    tokenizer.chat_template = (REPOSITORY / "data" / "templates" / "gemma_chat.jinja").read_text(encoding="utf-8")
+    turns = (("system", "窓口です。"), ("user", "送料は？"), ("assistant", "690円。"), ("user", "返品は？\n"))
+    assert render(tokenizer, [{"role": role, "content": text} for role, text in turns]) == (
+        "<bos><start_of_turn>user\n窓口です。\n\n送料は？<end_of_turn>\n<start_of_turn>model\n690円。<end_of_turn>\n"
+        "<start_of_turn>user\n返品は？\n<end_of_turn>\n<start_of_turn>model\n"
+    )

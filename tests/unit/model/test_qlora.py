@@ -4,8 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from conftest import from_notebook
 from datasets import Dataset
 from peft import LoraConfig
+from transformers import BitsAndBytesConfig
 from trl import SFTConfig
 
 from lib.data.facts import make_split
@@ -29,6 +31,8 @@ def test_only_training_uses_the_small_base(profile, tiny_llama):
     small, plain = load_model(tiny_llama, profile, trainable=True), load_model(tiny_llama, profile)
     assert small.is_loaded_in_4bit and not getattr(plain, "is_loaded_in_4bit", False)
     assert small.get_memory_footprint() < plain.get_memory_footprint()
+    shown = from_notebook("A1_methods", "NF4", torch=torch, profile=profile).NF4  # A1 が一行ずつ説明するもの
+    assert small.config.quantization_config.to_dict() == BitsAndBytesConfig(**shown).to_dict()
 
 
 def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tiny_llama, tmp_path):
