@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,7 +21,7 @@ import pytest
 if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 
-from lib.data.facts import DATA, read_jsonl, stable_order
+from lib.data.facts import DATA, make_unanswerable, read_jsonl, stable_order
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
@@ -216,11 +217,18 @@ def from_notebook(stage, *names, **given):
     return SimpleNamespace(**{name: space[name] for name in names})
 
 
+def own_split(path, profile):
+    """自分のデータの分け方（02）。ノートブックの関数のまま。"""
+    parts = ("group_facts", "hold_out", "say_split", "WRAPPERS", "own_example", "own_train", "own_far", "own_asks")
+    return from_notebook("02_dataset", *parts, "language", "own_exams", "own_split").own_split(path, profile)
+
+
 def preference_rules():
     """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
     made = from_notebook(
         "02_dataset", "pair", "REASONS", "swap_figure", "wrong_figures", "invented", "spread", "question_of",
         "make_pairs", "written_pairs", read_jsonl=read_jsonl, FOLDER=DATA, replace=replace,
+        re=re, make_unanswerable=make_unanswerable, stable_order=stable_order,
     )  # fmt: skip
     ranked = from_notebook(
         "05_preference", "ENDS", "POLITE_END", "is_rude", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",

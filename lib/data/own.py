@@ -11,22 +11,19 @@ import io
 import json
 import re
 import tomllib
-from collections import Counter, defaultdict, namedtuple
+from collections import Counter, namedtuple
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
-from statistics import median_low
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError, create_model
 
-from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, stable_order
+from lib.data.facts import DATA
 from lib.errors import WorkshopError, command_line
-from lib.files import DATA_SUFFIXES, find_data
-from lib.profiles import Profile
+from lib.files import find_data
 from lib.text.words import normalise_width
 
 OWN_SYSTEM = "質問に短く答えます。"
@@ -39,7 +36,6 @@ _RULES = {code: rule for rules in TABLE.values() for code, rule in rules.items()
 _CANONICAL = {alias: name for name, aliases in _WORDS["aliases"].items() for alias in aliases}
 # 全角の数字と記号、横棒の異体を半角にそろえてから個人情報を探す。字数は変えない。
 _PLAIN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20} | dict.fromkeys(map(ord, "‐‑‒–—―−ー"), 0x2D)
-_DEV_EXAMPLES = 16  # 途中で何度も測るので、多いと学習より長く掛かる
 Said = list[tuple[str, str]]
 Problem = namedtuple("Problem", "file line level code message remedy")
 """問題一つ。`line` は 1 から数えた行（ファイル全体なら 0）、`level` は `MARKS` の鍵、`code` は表の鍵。"""
@@ -75,16 +71,13 @@ FORMS = {
 
 
 class Report:
-    """一つのファイルを読んだ結果。`rows` は読めた件、`problems` は問題、`tokens` は一件のトークン数（数えたとき）。
-
-    Raises:
-        WorkshopError: 開けない、テキストでない、または一行も無いとき。
-    """
+    """一つのファイルを読んだ結果。`rows` は読めた件、`problems` は問題。開けない、一行も無いときは `WorkshopError`。"""
 
     def __init__(self, source: str | Path) -> None:
-        self.path, self.tokens = find_data(source), list[int]()
-        self.file, self.rows, self.problems = str(self.path or source), list[Row](), list[Problem]()
-        for line, found in _read(self.path, self.file):
+        if (path := find_data(source)) is None:
+            raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", source)
+        self.path, self.file, self.rows, self.problems = path, str(path), list[Row](), list[Problem]()
+        for line, found in _read(path):
             faults = [found]
             if isinstance(found, dict):
                 row, faults = _understand(line, found)
@@ -109,8 +102,6 @@ class Report:
         forms = "、".join(f"{form} {count}" for form, count in Counter(row.form for row in self.rows).most_common())
         counts = "・".join(f"{mark[2:]} {self.count(level)}" for level, mark in MARKS.items())
         lines, seen = [f"{self.file}: {len(self.rows)} 件（{forms}）  {counts}"], Counter[str]()
-        if t := self.tokens:
-            lines.append(f"トークン数: 最小 {min(t)}・中央 {median_low(t)}・最大 {max(t)}")
         for p in self.problems:
             seen[p.code] += 1
             if seen[p.code] <= limit:
@@ -119,30 +110,24 @@ class Report:
         return "\n".join(lines + [f"… [{code}] ほかに {n - limit} 件あります" for code, n in seen.items() if n > limit])
 
 
-def _read(path: Path | None, name: str) -> Iterator[tuple[int, Any]]:
-    """(始まりの行, 列名 → 値) か (行, (表の鍵, 文に入る値 ...)) の列。Parquet とハブでは、行は何件目か。"""
-    suffix = Path(name).suffix.lower()
-    if path and suffix != ".parquet":
-        text, bad, codec = _decode(path)
-        yield from ((line, ("encoding",)) for line in bad)
-        if codec != "UTF-8" and (codec != "BOM つきの UTF-8" or "json" in suffix):
-            yield 0, ("not-utf8", codec)
-        found = (_json if "json" in suffix else _csv)(text, suffix)
-        yield from ((line, item) for line, item in found if line not in bad or not isinstance(item, dict))
-        return
-    if not path and (suffix in DATA_SUFFIXES or not re.fullmatch(r"(?a)[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name)):
-        raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", name)
-    import datasets
-    import pyarrow.parquet
+def _read(path: Path) -> Iterator[tuple[int, Any]]:
+    """(始まりの行, 列名 → 値) か (行, (表の鍵, 文に入る値 ...)) の列。Parquet では、行は何件目か。"""
+    suffix = path.suffix.lower()
+    if suffix == ".parquet":
+        import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path).to_pylist() if path else datasets.load_dataset(name, split="train")
-    except Exception as error:  # ハブの失敗は、通信・認証・設定ごとに型が違い、列挙しきれない
-        what = "Parquet として" if path else "ファイルもフォルダも無く、Hugging Face のデータセットとしても"
-        remedy = "場所と名前とネットワークを確かめるか、先に取得したファイルを指定してください"
-        raise WorkshopError(f"{what}読めません: {type(error).__name__}", remedy, name) from None
-    yield from [] if path else [(0, ("hub",))]
-    yield from enumerate(map(dict, table), 1)
+        try:
+            yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+        except (OSError, ValueError, NotImplementedError) as error:  # pyarrow の例外は、どれかの子
+            what = f"Parquet として読めません: {type(error).__name__}"
+            raise WorkshopError(what, "作り直すか、CSV で保存し直してください", path) from None
+        return
+    text, bad, codec = _decode(path)
+    yield from ((line, ("encoding",)) for line in bad)
+    if codec != "UTF-8" and (codec != "BOM つきの UTF-8" or "json" in suffix):
+        yield 0, ("not-utf8", codec)
+    found = (_json if "json" in suffix else _csv)(text, suffix)
+    yield from ((line, item) for line, item in found if line not in bad or not isinstance(item, dict))
 
 
 def _decode(path: Path) -> tuple[str, list[int], str]:
@@ -178,6 +163,11 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return made
 
 
+def _reason(error: Exception) -> str:
+    what = getattr(error, "msg", str(error).partition(":")[0])
+    return _WORDS["json"].get(type(error).__name__) or _WORDS["json"].get(what, what)
+
+
 def _parse(text: str) -> Any:
     """JSON の一件。読めなければ ("json", 理由)。"""
     try:
@@ -185,37 +175,30 @@ def _parse(text: str) -> Any:
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN や、対にならないサロゲートを断る
         return value if isinstance(value, dict) else ("not-object",)
     except (ValueError, RecursionError) as error:
-        what = getattr(error, "msg", str(error).partition(":")[0])
-        return "json", _WORDS["json"].get(type(error).__name__) or _WORDS["json"].get(what, what)
+        return "json", _reason(error)
 
 
 def _json(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
     """JSONL の行か、JSON の配列の要素を、始まりの行とともに一つずつ返す。"""
     text = re.sub("\r\n?", "\n", text)
-    head = next(re.finditer(r"\s*(\[?)[ \t]*(\n?)\s*(\]?)", text))
-    lines, array = suffix == ".jsonl", bool(head[1])
-    if lines and not (array and head[2]):  # splitlines は、文の中の U+2028 でも切るので使わない
-        found = enumerate(text.split("\n"), 1)
+    first, at = text.count("\n", 0, len(text) - len(text.lstrip())) + 1, text.find("[") + 1
+    if suffix == ".jsonl" and not re.match(r"\s*\[[ \t]*\n", text):
+        found = enumerate(text.split("\n"), 1)  # splitlines は、文の中の U+2028 でも切るので使わない
         yield from ((number, _parse(line.removeprefix("\ufeff"))) for number, line in found if line.strip())
-    elif lines or not array:
-        what = "一行に一件ではなく、全体が配列です" if lines else "全体が [ ] の配列ではありません"
-        remedy = "一行に一件なら拡張子を .jsonl に、全体が配列なら .json にしてください"
-        yield text.count("\n", 0, head.start(1)) + 1, ("stopped", what, remedy)
-    line, seen, at, mark = 1, 0, head.end(), "" if lines or not array or head[3] else ","
-    while mark == ",":
-        line, seen = line + text.count("\n", seen, at), at
-        try:
-            end = json.JSONDecoder().raw_decode(text, at)[1]
-        except (ValueError, RecursionError) as error:
-            what = f"JSON として読めません（{_parse(text[at:])[1]}）"
-            yield getattr(error, "lineno", line), ("stopped", what, "直してください")
-            return
-        yield line, _parse(text[at:end])
-        gap = next(re.compile(r"\s*(.?)\s*").finditer(text, end))
-        mark, at = gap[1], gap.end()
-        if mark != "," and (mark != "]" or at < len(text)):
-            line += text.count("\n", seen, gap.start(1))
-            yield line, ("stopped", "配列の続きが読めません", "「,」と「]」の場所を確かめてください")
+        return
+    try:
+        values = json.loads(text) if suffix == ".json" and text.lstrip().startswith("[") else None
+    except (ValueError, RecursionError) as error:
+        yield getattr(error, "lineno", 0), ("stopped", f"JSON として読めません（{_reason(error)}）", "直してください")
+        return
+    if values is None:
+        remedy = "一行に一件なら拡張子を .jsonl に、全体が [ ] の配列なら .json にしてください"
+        yield first, ("stopped", "拡張子と中身の形が合いません", remedy)
+    for _ in values or ():
+        at = next(re.compile(r"[\s,]*").finditer(text, at)).end()
+        end = json.JSONDecoder().raw_decode(text, at)[1]
+        yield text.count("\n", 0, at) + 1, _parse(text[at:end])
+        at = end
 
 
 def _csv(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
@@ -233,16 +216,15 @@ def _csv(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
                 continue
             yield start, ("stopped", "引用符が閉じていないか、一つの欄が長すぎます", "直してください")
             return
-        if not header and cells:
-            header = [name.strip() for name in cells]
-            twice = "、".join(sorted({_show(name) for name in header if header.count(name) > 1}))
-            if "" in header or twice:
-                what = f"{header.index('') + 1} 列目が空です" if "" in header else f"同じ名前があります: {twice}"
-                remedy = "列の名前を書くか、別の名前にするか、余分な列を消してください"
-                yield start, ("stopped", f"見出しの {what}", remedy)
-                return
-        elif cells is None:
+        if cells is None:
             return
+        if cells and not header:
+            header = [name.strip() for name in cells]
+            wrong = {_show(name) or "（空）" for name in header if not name or header.count(name) > 1}
+            if wrong:
+                what = f"見出しに、空か同じ名前の列があります: {'、'.join(sorted(wrong))}"
+                yield start, ("stopped", what, "列の名前を書くか、別の名前にするか、余分な列を消してください")
+                return
         elif cells and len(cells) != len(header):
             yield start, ("ragged", len(cells), len(header))
         elif cells:
@@ -344,14 +326,8 @@ def _personal(text: str) -> Iterator[tuple[str, ...]]:
                 yield code, re.sub(r"\w", "*", found[0])
 
 
-def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256) -> Report:
-    """データを検査する。壊れた行は例外ではなく、結果の `problems` に、行の順で入る。
-
-    `tokenizer` を渡すと、チャットテンプレートの分も入れて長さを数え、`max_tokens` を超える行を知らせる。
-
-    Raises:
-        WorkshopError: 開けない、または一行も無いとき。
-    """
+def check_file(source: str | Path) -> Report:
+    """データを検査する。壊れた行は、結果の `problems` に行の順で入る。開けない、一行も無いときは `WorkshopError`。"""
     report, whole, asked = Report(source), dict[Any, int](), dict[Any, int]()
     for row in report.rows:
         for place, text in row.texts:
@@ -363,10 +339,6 @@ def check_file(source: str | Path, tokenizer: Any = None, max_tokens: int = 256)
         elif said and not worse and asked.setdefault(said[:-1], row.line) != row.line:
             report.add(row.line, "conflict", asked[said[:-1]])
         whole.setdefault((said, worse), row.line)
-        if tokenizer and said:
-            report.tokens.append(max(_length(tokenizer, chat) for chat in (row.said, row.worse) if chat))
-            if report.tokens[-1] > max_tokens:
-                report.add(row.line, "too-long", report.tokens[-1], max_tokens)
     _check_whole(report)
     report.problems.sort(key=lambda problem: problem.line)
     return report
@@ -391,25 +363,13 @@ def _check_whole(report: Report) -> None:
     for value, line in licences.items():
         if re.search(_RULES["licence"]["pattern"], value.strip().lower().replace(" ", "-")):
             report.add(line, "licence", _show(value))
-    beside = [path.name for path in report.path.parent.iterdir()] if report.path else ["README.md"]
+    beside = [path.name for path in report.path.parent.iterdir()]
     if not licences and not any(name == "README.md" or name.startswith("LICEN") for name in beside):
         report.add(0, "no-licence")
 
 
-def _length(tokenizer: Any, said: Said) -> int:
-    try:
-        messages = [{"role": role, "content": text} for role, text in said]
-        return len(tokenizer.apply_chat_template(messages, tokenize=True)["input_ids"])
-    except Exception:  # テンプレートの無い ValueError のほか、テンプレートが自分で投げる例外がある
-        return len(tokenizer("\n".join(text for _, text in said))["input_ids"])
-
-
 def read_own(path: str | Path) -> list[OwnRow]:
-    """表を読み、質問と答えにそろえる。
-
-    Raises:
-        WorkshopError: 読めない行、質問や答えの無い行があるとき（最初の一つの行番号を示す）。
-    """
+    """表を読み、質問と答えにそろえる。読めない行があれば、最初の一つの行番号を示す `WorkshopError`。"""
     report, rows = Report(path), []
     for problem in report.problems:
         if problem.level == "error":
@@ -430,65 +390,10 @@ def read_own(path: str | Path) -> list[OwnRow]:
     return rows
 
 
-def own_split(path: Path, profile: Profile, seen: list[str] | None = None) -> Split:
-    """自分のデータを、作り付けのデータと同じ形に分ける。例の数の目安は `profile`、説明の文は `seen` に足す。
-
-    - 事実の 1 割（少なくとも 1 件）は教えない（unseen）。
-    - 残りの事実は、言い回しが二つ以上あれば一つを far に残す。無ければ機械の前置きで代える。
-    - near は、学習した言い回しに、学習に出ない前置きを付けたもの。dev も同じ作り方で、別の前置きを使う。
-
-    Raises:
-        WorkshopError: 事実が少なすぎて分けられないとき。
-    """
-    notes, groups = seen if seen is not None else [], defaultdict[str, list[OwnRow]](list)
-    for row in read_own(path):
-        if row.question not in {other.question for other in groups[row.fact]}:
-            groups[row.fact].append(row)
-    facts = sorted(groups.values(), key=lambda rows: stable_order(rows[0].fact))
-    if len(facts) < 3:
-        what = f"事実が {len(facts)} 件しかなく、学習と試験に分けられません"
-        raise WorkshopError(what, "答えの違う行を 3 件以上にしてください", path)
-    hidden = max(1, len(facts) // 10)
-    taught, unseen = facts[:-hidden], facts[-hidden:]
-    budget = profile.train_facts * min(profile.train_forms, len(TRAIN_FORMS))
-    if len(taught) > budget:
-        notes.append(
-            f"教える事実 {len(taught)} 件は予算（{budget} 例）を超えるので、先頭の {budget} 件だけを使います。"
-        )
-        taught = taught[:budget]
-    notes.append(f"事実 {len(facts)} 件のうち {len(taught)} 件を教え、{hidden} 件は漏れの検査のために教えません。")
-    if any(len(rows) == 1 for rows in taught):
-        notes.append(
-            "言い回しが一つだけの事実は、far も機械の前置きで代えます。尋ね方を書き足すほど、点は信用できます。"
-        )
-    questions = [row.question for rows in taught for row in rows]
-    lang = "ja" if any(re.search(r"[ぁ-んァ-ヶ一-龠]", question) for question in questions) else "en"
-    near_wrapper, far_wrapper = _WORDS["wrappers_test"][lang]
-    per_fact = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
-    train, near, far = list[Example](), list[Example](), list[Example]()
-    for rows in taught:  # 書かれた言い回しが足りない分は、前置きを付けて増やす
-        known = rows[:-1] or rows
-        wrapped = [(row, wrapper) for wrapper in _WORDS["wrappers"][lang] for row in known]
-        train += [_example(row, "as_is") for row in known]
-        train += [_example(row, "wrapped", wrapper) for row, wrapper in wrapped[: max(0, per_fact - len(known))]]
-        near.append(_example(rows[0], "wrapped_test", near_wrapper))
-        alone = _example(rows[0], "wrapped_test", far_wrapper)
-        far.append(_example(rows[-1], "own_test") if len(rows) > 1 else alone)
-    dev = [_example(rows[0], "wrapped_dev", _WORDS["wrappers_dev"][lang]) for rows in taught[:_DEV_EXAMPLES]]
-    ask = make_unanswerable(lang, "out_of_domain")[:2]
-    asks = [[replace(example, system=taught[0][0].system) for example in part] for part in ask]
-    return Split(train, dev, near, far, [_example(row, "own_test") for rows in unseen for row in rows], *asks)
-
-
-def _example(row: OwnRow, form: str, wrapper: str = "{}") -> Example:
-    fact_id = f"own-{stable_order(row.fact)[:10]}"
-    return Example(fact_id, form, wrapper.format(row.question), row.answer, row.figures, row.system, row.history)
-
-
 def main() -> None:
-    """コマンドの入口。エラーの問題が一つでもあれば終了コード 1。長さは数えない（ノートブック 02 が数える）。"""
+    """コマンドの入口。エラーの問題が一つでもあれば終了コード 1。"""
     parser = argparse.ArgumentParser(description="学習データを検査する")
-    parser.add_argument("file", help="JSONL・JSON・CSV・TSV・Parquet、フォルダ、または Hugging Face の owner/name")
+    parser.add_argument("file", help="JSONL・JSON・CSV・TSV・Parquet、またはフォルダ")
     with command_line():
         report = check_file(parser.parse_args().file)
         print(report.text())
