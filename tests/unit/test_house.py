@@ -29,7 +29,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "profiles": (157, set()),
     "run": (187, {"files", "profiles"}),
     "text": (378, set()),
-    "data": (731, {"files", "profiles", "text"}),
+    "data": (636, {"files", "profiles", "text"}),
     "model": (402, {"files", "profiles", "data", "text"}),
     "train": (432, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (384, {"files", "profiles", "text", "data", "model", "run"}),

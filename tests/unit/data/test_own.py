@@ -216,7 +216,7 @@ FILES = [
     ("comma.json", '[\n{"question": "a", "answer": "b"},\n]', "stopped", 3),
     ("no-comma.json", '[\n{"question": "a", "answer": "b"}\n{"question": "c"}]', "stopped", 3),
     ("no-end.json", '[\n{"question": "a", "answer": "b"}\n', "stopped", 3),
-    ("after.json", '[\n{"question": "a", "answer": "b"}\n]\n\n[]', "stopped", 3),
+    ("after.json", '[\n{"question": "a", "answer": "b"}\n]\n\n[]', "stopped", 5),
     ("cut.json", '[\n{"question": "a",\n"answ', "stopped", 3),
     ("nan.json", '[\n\n{"question": "a", "answer": NaN}]', "json", 3),
     ("twice.json", '[\n\n{"answer": "a", "answer": "a"}]', "json", 3),
