@@ -44,7 +44,7 @@ def build_exam(run: Run) -> Exam:
     system = parts["near"][0].system
     parts["general"] = [replace(example, system=system) for example in general_questions()]
     if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
-        parts = {name: examples[:12] for name, examples in parts.items()}
+        parts = {name: examples[:4] for name, examples in parts.items()}
     return Exam(parts)
 
 
