@@ -4,9 +4,9 @@ import ast
 import json
 import re
 import tomllib
+from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
-from typing import Any
 
 import pytest
 from packaging.version import Version
@@ -15,8 +15,18 @@ from lib.files import REPOSITORY
 from lib.profiles import MODELS, PROFILES
 from lib.run import STAGES
 
+
+def text_of(name):
+    return (REPOSITORY / name).read_text(encoding="utf-8")
+
+
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
-MODULES = sorted((REPOSITORY / "lib").rglob("*.py"))
+MODULES = {path: text_of(path) for path in sorted((REPOSITORY / "lib").rglob("*.py"))}
+TREES = {path: ast.parse(text) for path, text in MODULES.items()}
+FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+PYPROJECT = text_of("pyproject.toml")
+PROJECT = tomllib.loads(PYPROJECT)["project"]
+PINS = {line.split("==")[0].lower().replace("_", "-"): line for line in text_of("constraints.txt").splitlines()}
 
 
 # 部屋（lib の中のファイルかフォルダ）→ (行の上限, import してよい部屋)。上限は下がるだけ。形の理由は tests/README.md。
@@ -53,76 +63,61 @@ def room_of(path: Path) -> str:
     return path.relative_to(REPOSITORY / "lib").parts[0].removesuffix(".py")
 
 
-def imports_of(path: Path) -> set[str]:
-    """そのファイルが import する部屋（関数の中も見る）。"""
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+def imported(tree):
+    """木の中で import される lib の部屋（関数の中も見る）。"""
+    for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module == "lib":
-            found |= {name.name for name in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("lib."):
-            found.add(str(node.module).split(".")[1])
-        elif isinstance(node, ast.Import):
-            found |= {name.name.split(".")[1] for name in node.names if name.name.startswith("lib.")}
-    return found - {room_of(path), "errors"}
+            yield from (name.name for name in node.names)
+        names = [node.module or ""] if isinstance(node, ast.ImportFrom) else getattr(node, "names", [])
+        for name in (getattr(name, "name", name) for name in names):
+            if name.startswith("lib."):
+                yield name.split(".")[1]
+
+
+def name_of(requirement):
+    return re.split(r"[<>=\[;]", requirement)[0].strip().lower().replace("_", "-")
 
 
 def test_every_room_keeps_its_ceiling_and_its_neighbours():
-    lines: dict[str, int] = {}
-    for path in MODULES:
+    lines = Counter()
+    for path, text in MODULES.items():
         room = room_of(path)
-        lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
-        assert imports_of(path) <= HOUSE[room][1], f"{path}: {imports_of(path) - HOUSE[room][1]}"
+        lines[room] += len(text.splitlines())
+        strange = set(imported(TREES[path])) - {room, "errors"} - HOUSE[room][1]
+        assert not strange, f"{path}: {strange}"
     over = {room: count for room, count in lines.items() if count > HOUSE[room][0]}
     assert not over, f"上限を超えた部屋: {over}"
+    for part, most in SUMS.items():
+        chosen = [text for path, text in MODULES.items() if (room_of(path) == "talk") == (part == "talk")]
+        found = sum(len(text.splitlines()) for text in chosen), sum(map(bool, chosen))
+        assert found[0] <= most[0] and found[1] <= most[1], f"{part}: {found}"
 
 
-def test_the_whole_of_lib_keeps_its_ceiling():
-    for part in ("core", "talk"):
-        chosen = [path.read_text(encoding="utf-8") for path in MODULES if (room_of(path) == "talk") == (part == "talk")]
-        files = [text for text in chosen if text]
-        assert sum(len(text.splitlines()) for text in files) <= SUMS[part][0] and len(files) <= SUMS[part][1], part
-
-
-def _parts_of(path: Path, kind: type) -> list[Any]:
-    return [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, kind)]
-
-
-def test_lib_is_imported_at_the_top_of_a_file():
+def test_lib_is_imported_at_the_top_of_a_file_and_started_in_two_places():
     # torch や transformers のような重い部品は、使う所で import してよい。lib どうしは、いつもファイルの先頭で。
     inside = [
-        f"{path.name}: {function.name}"
-        for path in MODULES
-        for function in _parts_of(path, ast.FunctionDef)
-        for node in ast.walk(function)
-        if isinstance(node, (ast.Import, ast.ImportFrom)) and "lib" in ast.unparse(node).replace(".", " ").split()
+        f"{path.name}: {node.name}"
+        for path, tree in TREES.items()
+        for node in ast.walk(tree)
+        if isinstance(node, FUNCTIONS)
+        for _ in imported(node)
     ]
     assert len(inside) <= HIDDEN_IMPORTS, inside
-
-
-def test_lib_is_started_as_a_process_in_two_places():
-    started = {
-        room_of(path)
-        for path in MODULES
-        if re.search(r'"-m",\s*"lib\.|"-m",\s*__name__', path.read_text(encoding="utf-8"))
-    }
+    started = {room_of(path) for path, text in MODULES.items() if re.search(r'"-m",\s*("lib\.|__name__)', text)}
     assert started <= STARTED, started
 
 
-def test_most_functions_are_short():
-    long = [
-        f"{path.name}: {function.name} {size} 行"
-        for path in MODULES
-        for function in _parts_of(path, (ast.FunctionDef, ast.AsyncFunctionDef))
-        if (size := function.end_lineno - function.lineno + 1) > 45
+def test_most_functions_are_short_and_public_ones_have_docstrings():
+    parts = [
+        (path.name, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)
     ]
+    long = [f"{file}: {node.name}" for file, node in parts if node.end_lineno - node.lineno + 1 > 45]
     assert len(long) <= 3, long
-
-
-def test_public_functions_have_docstrings():
-    for path in MODULES:
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-                assert ast.get_docstring(node), f"{path.name}: {node.name}"
+    public = [
+        node for tree in TREES.values() for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
+    ]
+    silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
+    assert not silent, silent
 
 
 def test_the_series_is_complete():
@@ -131,54 +126,37 @@ def test_the_series_is_complete():
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
 def test_notebooks_are_clean_and_have_parameters(path):
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook = json.loads(text_of(path))
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     assert not any(cell["outputs"] or cell["execution_count"] for cell in code), "出力が残っています"
     assert "widgets" not in notebook["metadata"]
-    tagged = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
-    assert len(tagged) == 1
-    assert all(re.search(rf"^{name} =", "".join(tagged[0]["source"]), re.M) for name in ("PROFILE", "SEED", "RUN"))
+    (tagged,) = [cell for cell in code if "parameters" in cell["metadata"].get("tags", [])]
+    assert all(re.search(rf"^{name} =", "".join(tagged["source"]), re.M) for name in ("PROFILE", "SEED", "RUN"))
     text = "".join("".join(cell["source"]) for cell in code)
     assert '.to("cuda")' not in text and "input(" not in text and "google.colab" not in text
 
 
 def test_environment_yml_defers_to_pyproject_and_constraints():
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    text = (REPOSITORY / "environment.yml").read_text(encoding="utf-8")
-    assert f"python{project['requires-python']}" in text
-    assert "-c constraints.txt" in text and "-e .[dev]" in text
-    torch = re.search(r"^torch==(.+)$", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.M)
-    assert torch and f"torch=={torch[1]} " in text
+    text = text_of("environment.yml")
+    promised = (f"python{PROJECT['requires-python']}", "-c constraints.txt", "-e .[dev]", f"{PINS['torch']} ")
+    assert all(word in text for word in promised)
 
 
 def test_every_dependency_is_pinned_and_has_a_reason():
-    text = (REPOSITORY / "pyproject.toml").read_text(encoding="utf-8")
-    project = tomllib.loads(text)["project"]
-    pins = {
-        line.split("==")[0].lower().replace("_", "-")
-        for line in (REPOSITORY / "constraints.txt").read_text().splitlines()
-    }
-    for requirement in project["dependencies"] + project["optional-dependencies"]["dev"]:
-        name = re.split(r"[<>=\[]", requirement)[0]
-        assert name.lower() in pins, name
-        assert re.search(rf'"{re.escape(requirement)}",\s+# \S', text), f"{name} に理由がありません"
+    for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        assert name_of(requirement) in PINS, requirement
+        assert re.search(rf'"{re.escape(requirement)}",\s+# \S', PYPROJECT), f"{requirement} に理由がありません"
 
 
 def test_ci_tries_the_oldest_versions_that_pyproject_allows():
-    workflow = (REPOSITORY / ".github" / "workflows" / "ci.yml").read_text(encoding="utf-8")
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lowest = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(project["dependencies"])))
-    tried = dict(re.findall(r"(\w+)==([\d.]+)", workflow))
+    lowest = dict(re.findall(r"(\w+)>=([\d.]+)", " ".join(PROJECT["dependencies"])))
+    tried = dict(re.findall(r"(\w+)==([\d.]+)", text_of(".github/workflows/ci.yml")))
     assert tried.keys() == {"transformers", "trl", "peft", "accelerate"}
     assert all(Version(tried[name]) == Version(lowest[name]) for name in tried)
 
 
-def test_both_licences_are_present():
-    assert "Apache License" in (REPOSITORY / "LICENSE").read_text(encoding="utf-8")
-    assert "CC BY 4.0" in (REPOSITORY / "LICENSE-DATA").read_text(encoding="utf-8")
-
-
-def test_every_profile_names_its_licence():
+def test_licences_are_present_and_every_profile_names_its_own():
+    assert "Apache License" in text_of("LICENSE") and "CC BY 4.0" in text_of("LICENSE-DATA")
     assert all(MODELS[profile.model].licence and profile.why for profile in PROFILES.values()) and len(PROFILES) >= 8
 
 
@@ -194,27 +172,18 @@ _NO_IMPORT = {"unidic-lite": "fugashi"}  # 辞書は、import されず、fugash
 
 @pytest.mark.parametrize("name", TWELVE)
 def test_every_promised_library_is_declared_and_used(name):
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    assert any(re.match(rf"{name}[^\w-]", requirement) for requirement in project["dependencies"]), name
-    assert re.search(rf"^{name}==", (REPOSITORY / "constraints.txt").read_text(encoding="utf-8"), re.M), name
-    module = _NO_IMPORT.get(name, name)
-    pattern = re.compile(rf"^\s*\"?(?:from|import) {module}\b", re.M)
-    used = [path for path in [*NOTEBOOKS, *MODULES] if pattern.search(path.read_text(encoding="utf-8"))]
+    assert name in map(name_of, PROJECT["dependencies"]) and PINS[name].startswith(f"{name}=="), name
+    pattern = re.compile(rf"^\s*\"?(?:from|import) {_NO_IMPORT.get(name, name)}\b", re.M)
+    used = any(pattern.search(text) for text in [*MODULES.values(), *map(text_of, NOTEBOOKS)])
     assert used, f"{name} は、どのノートブックからも、その下の lib からも使われていません"
 
 
 def test_no_declared_library_is_unused():
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    owners = packages_distributions()
     modules = {}
-    for module, names in owners.items():
+    for module, names in packages_distributions().items():
         for name in names:
-            modules.setdefault(name.lower().replace("_", "-"), set()).add(module)
-    text = "\n".join(path.read_text(encoding="utf-8") for path in [*MODULES, *NOTEBOOKS, REPOSITORY / "Makefile"])
-    unused = []
-    for requirement in project["dependencies"]:
-        name = re.split(r"[<>=\[;]", requirement)[0].strip().lower().replace("_", "-")
-        found = modules.get(name, {name})
-        if name not in BY_OTHERS and not any(re.search(rf"\b{re.escape(module)}\b", text) for module in found):
-            unused.append(name)
+            modules.setdefault(name_of(name), set()).add(module)
+    text = "\n".join([*MODULES.values(), *map(text_of, NOTEBOOKS), text_of("Makefile")])
+    names = set(map(name_of, PROJECT["dependencies"])) - BY_OTHERS
+    unused = {n for n in names if not any(re.search(rf"\b{re.escape(m)}\b", text) for m in modules.get(n, {n}))}
     assert not unused, unused
