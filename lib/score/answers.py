@@ -19,10 +19,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、ほかの数値を言っていないか。答えの無い質問では、断ったか。
-
-    「640円です。17日です。」のように数を並べて当てるのを正答にしないため、余計な数値も見る。
-    """
+    """正しい数値をすべて言い、ほかの数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。"""
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:
@@ -48,21 +45,13 @@ def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:
 
 def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, part: str) -> list[dict[str, object]]:
     """採点した表の行を返す（CSV と JSON に書く形）。"""
-    return [
-        {
-            "model": model,
-            "part": part,
-            "fact": example.fact_id,
-            "form": example.form,
-            "question": example.question,
-            "reference": example.answer,
-            "answer": answer,
-            "correct": is_correct(example, answer),
-            "made_up": makes_up_figure(example, answer),
-            "refused": is_refusal(answer),
-        }
-        for example, answer in zip(examples, answers, strict=True)
-    ]
+    rows: list[dict[str, object]] = []
+    for example, answer in zip(examples, answers, strict=True):
+        row = {"model": model, "part": part, "fact": example.fact_id, "form": example.form}
+        row |= {"question": example.question, "reference": example.answer, "answer": answer}
+        marks = {"correct": is_correct(example, answer), "made_up": makes_up_figure(example, answer)}
+        rows.append({**row, **marks, "refused": is_refusal(answer)})
+    return rows
 
 
 @dataclass(frozen=True)
@@ -75,9 +64,7 @@ class Interval:
 
     def verdict(self, up: str = "上がった", down: str = "下がった") -> str:
         """差の区間から言葉を決める。平均だけでは決めない。"""
-        if self.low > 0:
-            return up
-        return down if self.high < 0 else "差は示せない"
+        return up if self.low > 0 else down if self.high < 0 else "差は示せない"
 
     def as_percent(self) -> str:
         """「87.5% [79.7, 93.8]」の形。"""

@@ -77,20 +77,16 @@ def chance(before: Rows, after: Rows, part: str, rounds: int = 5000) -> float:
 
     実際の並びも一通りと数えるので、0 にはならない（Phipson & Smyth 2010）。
     """
-    totals = [sum(of_fact) for of_fact in _differences(before, after, part)]
-    generator, seen = random.Random(0), abs(sum(totals))
-    extreme = sum(
-        abs(sum(total if generator.random() < 0.5 else -total for total in totals)) >= seen for _ in range(rounds)
-    )
+    totals, generator = list(map(sum, _differences(before, after, part))), random.Random(0)
+    flipped = (sum(total if generator.random() < 0.5 else -total for total in totals) for _ in range(rounds))
+    extreme = sum(abs(value) >= abs(sum(totals)) for value in flipped)
     return (extreme + 1) / (rounds + 1)
 
 
 def weighted_gain(before: Rows, after: Rows, weights: Mapping[str, float], rounds: int = 2000) -> Interval:
     """部分ごとの正答率の差を、重みを掛けて足したものと、対応のあるブートストラップの 95% 区間。
 
-    部分ごとに独立に、事実を単位に再標本化する。
-
-    Source: Efron & Tibshirani (1993), *An Introduction to the Bootstrap*, 13 章。
+    部分ごとに独立に、事実を単位に再標本化する（Efron & Tibshirani 1993, *An Introduction to the Bootstrap*, 13 章）。
     """
     columns = []
     for part, weight in weights.items():

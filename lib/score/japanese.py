@@ -5,8 +5,8 @@
 """
 
 import re
+from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from lib.text.words import morphemes, sentences
@@ -18,24 +18,14 @@ _HUMBLE = {
     *("差し上げる", "承る", "賜る", "頂戴", "拝見", "拝借", "拝聴", "拝読", "拝受"),
 }
 _NOT_ACTS = {"世話", "馳走", "迷惑", "邪魔"}  # お…になる の形でも、尊敬語でない名詞
-
-
-@dataclass(frozen=True)
-class Style:
-    """一文の敬語: 述語が丁寧体（です・ます・ございます・ください）で終わるか、尊敬語・謙譲語の動詞があるか。"""
-
-    polite: bool
-    respectful: bool
-    humble: bool
+# 一文の敬語: 述語が丁寧体（です・ます・ございます・ください）で終わるか、尊敬語・謙譲語の動詞があるか。
+Style = namedtuple("Style", "polite respectful humble")
 
 
 def style(sentence: str) -> Style:
-    """一文の敬語を、unidic の cType（助動詞-デス／助動詞-マス）と lemma で判定する。
+    """一文（`lib.text.words.sentences` で分けたもの）の敬語を、unidic の cType と lemma で判定する。
 
     かぎ括弧の中は書き手の言葉ではないので見ない（文全体がかぎ括弧なら、その中を見る）。
-
-    Args:
-        sentence: 一文。文章は `lib.text.words.sentences` で分けておく。
     """
     own = sentence
     while (without := _QUOTE.sub("", own)) != own:
@@ -47,8 +37,7 @@ def style(sentence: str) -> Style:
 def shares(texts: Sequence[str]) -> dict[str, float]:
     """丁寧体・尊敬語・謙譲語の文の割合（0–1、文が無ければ 0）と、文の数。"""
     found = [style(sentence) for text in texts for sentence in sentences(text)]
-    kinds = ("polite", "respectful", "humble")
-    rates = {kind: sum(getattr(one, kind) for one in found) / max(len(found), 1) for kind in kinds}
+    rates = {kind: sum(getattr(one, kind) for one in found) / max(len(found), 1) for kind in Style._fields}
     return {**rates, "sentences": float(len(found))}
 
 

@@ -1,7 +1,7 @@
 """走らせる前の検査。学習・マージ・変換を黙って壊す落とし穴を調べ、致命的なら止める。`require(before_training(…))`"""
 
-import math
 import tomllib
+from collections import namedtuple
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -88,13 +88,8 @@ def vocabulary(rows: int, vocab_size: int, tokenizer: Any) -> Finding:
     return judge("語彙の大きさ", found, not most < rows == vocab_size)
 
 
-class Supervised(NamedTuple):
-    """バッチに組んだ一例（パディングを除く）と、あるべき姿。"""
-
-    ids: list[int]
-    counted: list[int]  # 損失の計算対象の位置
-    prompt: list[int]  # 生成のときに読むトークン（答えの直前まで）
-    whole: list[int]  # 答えまでのトークン
+# バッチの一例（パディングを除く）のトークンと損失の計算対象の位置、あるべき姿（答えの直前までと、答えまでのトークン）。
+Supervised = namedtuple("Supervised", "ids counted prompt whole")
 
 
 def collated(trainer: Any, rows: Sequence[dict[str, Any]], most: int = 512) -> Iterator[Supervised]:
@@ -118,26 +113,23 @@ def supervision(tokenizer: Any, examples: Sequence[Supervised], dropped: int = 0
     eos, bos, total = tokenizer.eos_token_id, tokenizer.bos_token_id, len(examples)
     cut = sum(len(e.ids) < len(e.whole) for e in examples)
     lost = f"まるごと落ちた例 {dropped} 個" if dropped else f"{cut} / {total} 例"
-    length = judge("切り詰め", lost, dropped or cut)
+    found = [judge("切り詰め", lost, dropped or cut)]
     if not examples:
-        return [length]
+        return found
     silent = sum(sum(e.ids[i] == eos for i in e.counted) != 1 for e in examples)
     starts = sum(e.ids[:2].count(bos) != e.prompt[:2].count(bos) for e in examples)
     other = sum(e.ids != e.whole[: len(e.ids)] or e.ids[: len(e.prompt)] != e.prompt for e in examples)
     outside = sum(e.counted != list(range(len(e.prompt), len(e.ids))) for e in examples)
     shown = tokenizer.decode([examples[0].ids[i] for i in examples[0].counted])[:60]
-    return [
-        length,
-        judge("EOS", f"損失に数える EOS が 1 個でない例 {silent} / {total}", silent),
-        judge("先頭の BOS（学習と生成）", f"数の違う例 {starts} / {total}", starts),
-        judge("テンプレート（学習と生成）", f"トークンの違う例 {other} / {total}", other),
-        judge("損失の範囲", f"{shown!r}（答えだけでない例 {outside} / {total}）", outside),
-    ]
+    found.append(judge("EOS", f"損失に数える EOS が 1 個でない例 {silent} / {total}", silent))
+    found.append(judge("先頭の BOS（学習と生成）", f"数の違う例 {starts} / {total}", starts))
+    found.append(judge("テンプレート（学習と生成）", f"トークンの違う例 {other} / {total}", other))
+    return [*found, judge("損失の範囲", f"{shown!r}（答えだけでない例 {outside} / {total}）", outside)]
 
 
 def tied_embeddings(model: Any) -> Finding:
     """8. 出力層が埋め込みを兼ねるモデルで、その層を学習していないか（マージで壊れる）。"""
-    tied = bool(getattr(model.config, "tie_word_embeddings", False))
+    tied = getattr(model.config, "tie_word_embeddings", False)
     added = [n for n, p in model.named_parameters() if p.requires_grad and ("lora_" in n or "modules_to_save" in n)]
     wrong = [name for name in added if "embed_tokens" in name or "lm_head" in name]
     found = f"共有の埋め込みに掛かる差分 {len(wrong)} 個" if tied else "出力層は埋め込みと別"
@@ -166,7 +158,7 @@ def first_step(trainer: Any) -> Finding:
     for records in getattr(trainer, "_metrics", {}).values():  # 試しの値を、学習の記録に混ぜない
         records.clear()
     found = f"損失 {loss.item():.3f}、勾配が 0 でない {reached} / {len(learned)} 個、届かない {lost} 個"
-    return judge("最初の一歩", found, not math.isfinite(loss.item()) or lost or not reached)
+    return judge("最初の一歩", found, not loss.isfinite() or lost or not reached)
 
 
 def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:

@@ -48,13 +48,9 @@ def answer_logits(model: Any, config: Any, ids: Tensor, attention: Tensor, label
         return output, output.logits[:, :-1][counted]
     tokens, positions, seen, place = pack(ids, attention)
     dtype = config.dtype or torch.float32
-    output = model(
-        input_ids=tokens[None],
-        position_ids=positions[None],
-        attention_mask=torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[None, None],  # 点数に足す値
-        logits_to_keep=place[:, :-1][counted],  # 出力層に通すのは、対象の語の一つ前だけ
-        use_cache=False,
-    )
+    mask = torch.where(seen, 0.0, torch.finfo(dtype).min).to(dtype)[None, None]  # 点数に足す値
+    options = {"position_ids": positions[None], "attention_mask": mask, "use_cache": False}
+    output = model(tokens[None], logits_to_keep=place[:, :-1][counted], **options)  # 出力層は、対象の語の一つ前だけ
     return output, output.logits[0]
 
 
@@ -69,11 +65,9 @@ class AnswerOnlyTrainer(SFTTrainer):
         config = self.accelerator.unwrap_model(model).config
         output, logits = answer_logits(model, config, ids, attention, labels)
         targets = labels[:, 1:][labels[:, 1:] != -100]
-        loss = F.cross_entropy(logits.float(), targets, reduction="sum")
-        if num_items_in_batch is None:
-            loss = loss / len(targets)
-        else:  # 何台かに分けたときは台数で平均されるので、先に掛けておく
-            loss = loss / num_items_in_batch * self.accelerator.num_processes
+        loss = F.cross_entropy(logits.float(), targets, reduction="sum") / (num_items_in_batch or len(targets))
+        if num_items_in_batch is not None:  # 何台かに分けたときは台数で平均されるので、先に掛けておく
+            loss = loss * self.accelerator.num_processes
         return (loss, output) if return_outputs else loss
 
 
@@ -148,13 +142,10 @@ class PairTrainer(DPOTrainer):
         def forward(input_ids: Any, attention_mask: Any, labels: Any, **_: Any) -> SimpleNamespace:
             _, logits = answer_logits(model, config, input_ids, attention_mask, labels)
             log_probs, whole, targets = _per_token(logits, labels)
-            counted = labels[:, 1:] != -100
-            with torch.no_grad():  # 記録にだけ使う
-                return SimpleNamespace(
-                    log_probs=log_probs,
-                    entropy=_spread(-(whole.exp() * whole).sum(-1), counted),
-                    mean_logits=_spread(logits.mean(-1), counted),
-                    is_top1=_spread(whole.argmax(-1) == targets, counted).bool(),
-                )
+            with torch.no_grad():  # ほかは、記録にだけ使う
+                rest = {"entropy": -(whole.exp() * whole).sum(-1), "mean_logits": logits.mean(-1)}
+                rest["is_top1"] = whole.argmax(-1) == targets
+                spread = {name: _spread(values, labels[:, 1:] != -100) for name, values in rest.items()}
+            return SimpleNamespace(log_probs=log_probs, **{**spread, "is_top1": spread["is_top1"].bool()})
 
         return forward

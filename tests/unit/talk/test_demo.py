@@ -14,8 +14,7 @@ from maintain.record import record_talk
 from lib.data.facts import Example
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json, write_json
-from lib.model.weights import WHEELS
-from lib.profiles import get_profile
+from lib.profiles import MODELS, get_profile
 from lib.run import open_run
 from lib.show.plots import GREEN, RED, picture
 from lib.talk import demo as demo_module
@@ -252,7 +251,7 @@ def test_preflight_sees_what_is_missing(looked_at, monkeypatch, tmp_path):
 
 
 def test_wrong_versions_and_broken_parts_are_named(looked_at, monkeypatch, tmp_path):
-    model = tmp_path / f"smollm2-135m-{WHEELS['smollm2-135m'].sha256[:12]}"
+    model = tmp_path / f"smollm2-135m-{MODELS['smollm2-135m'].wheel['sha256'][:12]}"
     write_json(model / "manifest.json", {"sha256": {"model.safetensors": "0"}})
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
     monkeypatch.setattr(venue, "distributions", lambda name: [SimpleNamespace(version="0.0.1")])
