@@ -16,6 +16,7 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +28,7 @@ from datasets import Dataset
 from gguf import GGMLQuantizationType, GGUFWriter
 from peft import LoraConfig
 from safetensors.torch import load
+from tqdm import tqdm
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 from trl import DPOConfig, SFTConfig
 
@@ -44,6 +46,9 @@ from lib.show.page import write_report
 from lib.train.trainers import AnswerOnlyTrainer, PairTrainer
 from lib.train.watch import LossMonitor, resume_point
 
+# tqdm の錠は fork した子と共有されるので、持ったまま殺された子がいると、次の子が永久に待つ。
+tqdm.set_lock(threading.RLock())
+tqdm.monitor_interval = 0
 PROFILE = replace(get_profile("smoke"), sources=("local",))
 WAYS = ("kill -9", "Ctrl-C", "書込みの失敗")
 COMMON = {"per_device_train_batch_size": 2, "seed": 0, "activation_checkpointing": False, **PROFILE.trainer_arguments()}
