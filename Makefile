@@ -84,10 +84,10 @@ compare: $(READY) # 終わった実行を tests/results/expected.json と比べ�
 	@RUN="$(or $(RUN),$(PROFILE))" $(BIN)/python -m pytest tests/results --junitxml="outputs/$(or $(RUN),$(PROFILE))/regression.xml"
 
 report: $(READY) ## 終わった実行の報告（report.html）を作り直す
-	@$(BIN)/python -m lib.show.page report --run "$(or $(RUN),$(PROFILE))"
+	@$(BIN)/python -m lib.show.page report "$(or $(RUN),$(PROFILE))"
 
 gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
-	@$(BIN)/python -m lib.show.page gate --run "$(or $(RUN),$(PROFILE))"
+	@$(BIN)/python -m lib.show.page gate "$(or $(RUN),$(PROFILE))"
 
 lint: $(READY) # 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

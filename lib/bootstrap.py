@@ -22,11 +22,10 @@ def main() -> None:
     kept = {name: before[name] for name in KEPT if name in before}
     needs = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     needs = [need for need in needs if re.split(r"[^\w-]", need)[0] not in {*kept, "jupyterlab"}]  # make lab だけが使う
-    pins = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    pins = [pin for pin in pins if pin.split("==")[0] not in kept] + [f"{name}=={kept[name]}" for name in kept]
+    pins = dict(re.findall(r"^([\w.-]+)==(\S+)", (ROOT / "constraints.txt").read_text("utf-8"), re.M)) | kept
     print("足りない部品を入れます（数分）。そのまま使うもの:", *(f"{name} {kept[name]}" for name in kept), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        (hold := Path(folder) / "pins.txt").write_text("\n".join(pins), encoding="utf-8")
+        (hold := Path(folder) / "pins.txt").write_text("\n".join(map("==".join, pins.items())), encoding="utf-8")
         command = [sys.executable, "-m", "pip", "install", "-q", "-c", str(hold), *needs]
         told = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if told.returncode:

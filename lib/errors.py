@@ -7,13 +7,7 @@ from pathlib import Path
 
 
 class WorkshopError(Exception):
-    """何が・どこで・どうすればよいかを一文で伝える失敗。
-
-    Args:
-        what: 何が起きたか。
-        remedy: 何をすればよいか。
-        where: ファイルや行など、起きた場所。無ければ省く。
-    """
+    """何が（what）・どこで（where。ファイルや行）・どうすればよいか（remedy）を、一文で伝える失敗。"""
 
     def __init__(self, what: str, remedy: str, where: str | Path | None = None) -> None:
         place = f"（{where}）" if where else ""
@@ -26,10 +20,7 @@ class WorkshopError(Exception):
 
 @contextmanager
 def command_line() -> Iterator[None]:
-    """コマンドの入口で使い、`WorkshopError` と Ctrl-C を一文と終了コードに変える。
-
-    終了コードは失敗が 1、Ctrl-C が 130（シェルの慣例どおり 128 + SIGINT）。
-    """
+    """コマンドの入口で使い、`WorkshopError` を一文と終了コード 1 に、Ctrl-C を 130（128 + SIGINT）に変える。"""
     try:
         yield
     except WorkshopError as error:

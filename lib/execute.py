@@ -32,13 +32,12 @@ from lib.show.page import stage_summary, write_index
 
 NOTEBOOKS = REPOSITORY / "notebooks"
 CELL_SECONDS = 3600  # 終わらないセル（ウィジェットが止める例がある）を、無限に待たない
-_HELD = "WORKSHOP_RUN_HELD"
-_SECRET = re.compile("(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
 
 
 def scrub(text: str) -> str:
     """名前が KEY・TOKEN・SECRET・PASSWORD で終わる環境変数の値を消す。ふつうの語と区別できない 8 字未満は残す。"""
-    for value in [v for name, v in os.environ.items() if _SECRET.search(name) and len(v) >= 8]:
+    secret = re.compile("(?:KEY|TOKEN|SECRET|PASSWORD)$", re.IGNORECASE)
+    for value in [value for name, value in os.environ.items() if secret.search(name) and len(value) >= 8]:
         # 画面（そのまま・Python の表示・HTML）での形と、それを JSON に入れた形
         shown = {value, repr(value)[1:-1], html.escape(value), html.escape(value, quote=False)}
         stored = {json.dumps(form, ensure_ascii=ascii_only)[1:-1] for form in shown for ascii_only in (True, False)}
@@ -50,9 +49,9 @@ def scrub(text: str) -> str:
 def only_one(folder: Path) -> FileLock:
     """この実行を独り占めする鍵。プロセスが終われば（kill -9 でも）OS が外す。上流を作る自分の子は、そのまま通す。"""
     lock = FileLock(folder / "lock", timeout=0)
-    if os.environ.get(_HELD) != str(folder):
+    if os.environ.get("WORKSHOP_RUN_HELD") != str(folder):
         lock.acquire()
-        os.environ[_HELD] = str(folder)
+        os.environ["WORKSHOP_RUN_HELD"] = str(folder)
     return lock
 
 
@@ -84,13 +83,14 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
             papermill.execute_notebook(source, target, parameters, **options)
     except PapermillExecutionError as error:
         said = scrub(str(error.evalue))
+        told = f"実行の写し {target} で前後が読めます"
         if error.ename == "WorkshopError":
-            raise WorkshopError(said.rstrip("。"), f"実行の写しは {target} にあります") from None
+            raise WorkshopError(said.rstrip("。"), told) from None
         where = f"{source.stem} のセル {error.cell_index + 1}"
-        raise WorkshopError(f"{error.ename}: {said[:300]}", f"実行の写し {target} で前後が読めます", where) from None
+        raise WorkshopError(f"{error.ename}: {said[:300]}", told, where) from None
     except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
-        started = [cell for cell in read_json(target)["cells"] if cell["metadata"]["papermill"]["start_time"]]
-        where = f"{source.stem} のセル {len(started)}"
+        started = sum(bool(cell["metadata"]["papermill"]["start_time"]) for cell in read_json(target)["cells"])
+        where = f"{source.stem} のセル {started}"
         raise WorkshopError(f"セルが {timeout} 秒たっても終わりません", remedy, where) from None
     except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
         raise WorkshopError(f"ノートブックを動かすカーネルが止まりました: {error}", remedy, source.stem) from None
@@ -102,8 +102,8 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
 
 def _fingerprint(run: Run, stage: str) -> str:
     """段の結果を左右するコード（文章・出力・`run.finish` の後の練習は除く）と版、02 では自分のデータの SHA-256。"""
-    notebook = read_json(NOTEBOOKS / f"{stage}.ipynb")
-    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    cells = read_json(NOTEBOOKS / f"{stage}.ipynb")["cells"]
+    cells = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
     code = hashlib.sha256("\0".join([*cells[: last + 1], *map(str, versions().items())]).encode()).hexdigest()
     path = data_path(run.data) if stage == "02_dataset" else None
@@ -136,11 +136,10 @@ def run_all(run: Run, stages: list[str], index: bool = True) -> None:
             print(f"    → {took['seconds']:.0f} 秒  {stage_summary(run, stage)}", flush=True)
     finally:
         if index:
-            record, table = read_json(book, {}), Table("ノートブック", "分", "状態", "主な指標")
+            record, table = read_json(book, {}), Table("ノートブック", "分", "主な指標")
             for stage in dict.fromkeys([*run.stages, *record]):  # 01〜08 と、実行した付録
-                minutes = f"{record[stage]['seconds'] / 60:.1f}" if stage in record else "-"
-                state = "ok" if run.is_done(stage) and stage in record else "未完"
-                table.add_row(stage, minutes, state, stage_summary(run, stage))
+                minutes = f"{record[stage]['seconds'] / 60:.1f}" if stage in record and run.is_done(stage) else "未完"
+                table.add_row(stage, minutes, stage_summary(run, stage))
             table.add_row("合計", f"{sum(row['seconds'] for row in record.values()) / 60:.1f}")
             rich.print(table, f"\n読む: {write_index(run, record)}")
 
@@ -170,27 +169,25 @@ def main() -> None:
     parser.add_argument("--data", default="", help="自分のデータの場所（data/my なら my）")
     parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
-    options = parser.parse_args()
+    options, known = parser.parse_args(), (*STAGES, *APPENDICES)
     logging.getLogger("papermill").setLevel(logging.ERROR)
     # Ctrl-C の後、待つ人のいなくなった見張りが「カーネルが死んだ」と書き残す。その一行だけ出さない。
     logging.getLogger("asyncio").addFilter(lambda record: "DeadKernelError" not in record.getMessage())
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with command_line():
-        known = (*STAGES, *APPENDICES)
         if unknown := [name for name in options.stages if name not in known]:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
         run = open_run(options.profile, options.run or None, options.seed, data=options.data)
+        remedy = "終わるのを待つか、空き容量と権限を確かめて、同じコマンドで続きから始めてください"
         try:
             lock = only_one(run.folder)
             run_all(run, [name for name in known if name in (options.stages or run.stages)], not options.no_index)
             lock.release()
-        except Timeout:
-            remedy = "終わるのを待つか、RUN に別の名前を指定してください"
-            raise WorkshopError("この実行は、ほかの所でいま走っています", remedy, run.folder) from None
-        except OSError as error:  # 空き容量が尽きた、権限が無いなど
-            remedy = "空き容量と権限を確かめ、同じコマンドで続きから始めてください"
-            raise WorkshopError(f"書き込めません: {error.strerror}", remedy, run.folder) from None
+        except OSError as error:  # ほかの所で実行中、空き容量が尽きた、権限が無いなど
+            busy = "この実行は、ほかの所でいま走っています"
+            what = busy if isinstance(error, Timeout) else f"書き込めません: {error.strerror}"
+            raise WorkshopError(what, remedy, run.folder) from None
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from lib.errors import WorkshopError
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
-_REMAKE = "このフォルダを消してもう一度実行すると、作り直します"
 
 
 def find_data(name: str | Path) -> Path | None:
@@ -21,20 +20,18 @@ def find_data(name: str | Path) -> Path | None:
     """
     known, places = "・".join(DATA_SUFFIXES), (Path(name), REPOSITORY / name, REPOSITORY / "data" / name)
     try:
-        found = next((place for place in places if str(name) and place.exists()), None)
-        if found is None or (found.is_file() and found.suffix.lower() in DATA_SUFFIXES):
-            return found
-        inside = sorted(found.iterdir()) if found.is_dir() else []
+        if (found := next((place for place in places if str(name) and place.exists()), None)) is None:
+            return None
+        inside = sorted(found.iterdir()) if found.is_dir() else [found]
     except (OSError, ValueError):
         raise WorkshopError("この場所は開けません", "名前と権限を確かめてください", name) from None
-    if not found.is_dir():
-        raise WorkshopError(f"読めるのは {known} だけです", "どれかの形式で保存し直してください", found)
     files = [path for path in inside if path.suffix.lower() in DATA_SUFFIXES and not path.name.startswith(".")]
     if len(files) == 1:
         return files[0]
-    names = "、".join(path.name for path in files[:8]) + (" など" if len(files) > 8 else "")
-    what = f"データのファイルが一つに決まりません（{len(files)} 個{names and ': ' + names}）"
-    raise WorkshopError(what, f"DATA に {known} のファイルを一つ指定してください", found)
+    if found.is_file():
+        raise WorkshopError(f"読めるのは {known} だけです", "どれかの形式で保存し直してください", found)
+    names = " ".join(path.name for path in files[:8])
+    raise WorkshopError(f"ファイルが一つに決まりません: {names}", f"DATA に {known} を一つ指定してください", found)
 
 
 def write_text(path: Path, text: str) -> Path:
@@ -61,7 +58,7 @@ def read_json(path: Path, default: Any = None) -> Any:
     except FileNotFoundError:
         if default is not None:
             return default
-        raise WorkshopError("ファイルがありません", "先に前のノートブックを実行してください", path) from None
+        raise WorkshopError("ファイルがありません", "先に、これを作るノートブックを実行してください", path) from None
     except json.JSONDecodeError as error:
         remedy = "このファイルを消して、作ったノートブックを実行し直してください"
         raise WorkshopError("JSON として読めません", remedy, f"{path}:{error.lineno} 行目") from None
@@ -94,9 +91,12 @@ def write_manifest(folder: Path, facts: dict[str, Any]) -> None:
 def check_folder(folder: Path) -> None:
     """重みのフォルダを、作ったときの記録と突き合わせる。欠けたり途中で切れたりしていれば WorkshopError。"""
     try:
-        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"].items()
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise WorkshopError("記録（manifest.json）が壊れています", _REMAKE, folder) from None
-    for path, digest in ((folder / name, digest) for name, digest in digests):
-        if not path.exists() or file_sha256(path) != digest:
-            raise WorkshopError("重みのファイルが欠けているか壊れています", _REMAKE, path)
+        digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
+        broken = [
+            name for name in digests if not (path := folder / name).exists() or file_sha256(path) != digests[name]
+        ]
+    except (ValueError, KeyError, TypeError):
+        broken = ["manifest.json"]
+    if broken:
+        remedy = "このフォルダを消してもう一度実行すると、作り直します"
+        raise WorkshopError("ファイルが欠けているか壊れています", remedy, folder / broken[0])

@@ -23,7 +23,7 @@ from lib.profiles import MODELS, Profile, get_profile
 OUTPUTS = Path(os.environ.get("WORKSHOP_OUTPUTS") or REPOSITORY / "outputs").resolve()
 EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
-STAGES = tuple(["01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference"])
+STAGES = ("01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference")
 STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
@@ -106,10 +106,10 @@ def data_path(data: str) -> Path | None:
     """DATA に書かれた場所の絶対パス（探し方は `find_data`）。作り付けのデータなら None。無ければ WorkshopError。"""
     if data in ("", BUILT_IN):
         return None
-    if found := find_data(data):
-        return found.resolve()
-    remedy = 'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください'
-    raise WorkshopError(f"データ「{data}」が見つかりません", remedy)
+    if not (found := find_data(data)):
+        remedy = 'data/my/ に CSV か JSONL を置いて DATA = "my" とするか、ファイルの場所を書いてください'
+        raise WorkshopError(f"データ「{data}」が見つかりません", remedy)
+    return found.resolve()
 
 
 def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
@@ -129,8 +129,7 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         remedy = "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
         raise WorkshopError(f"実行の名前「{name}」は使えません", remedy)
-    folder = (outputs or OUTPUTS) / name
-    settings: dict[str, Any] = {"profile": chosen.name, "seed": int(seed)}
+    folder, settings = (outputs or OUTPUTS) / name, {"profile": chosen.name, "seed": int(seed)}
     if (folder / "run.json").exists():
         found = {"data": BUILT_IN, **read_json(folder / "run.json")}
         if found | settings != found or data not in ("", found["data"]):
@@ -140,25 +139,21 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         return Run(folder, chosen, int(seed), found["data"])
     if folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
-    settings |= {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
+    made = {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
     try:
-        write_json(folder / "run.json", settings)
+        write_json(folder / "run.json", settings | made)
     except OSError as error:
         raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
-    return Run(folder, chosen, int(seed), settings["data"])
+    return Run(folder, chosen, int(seed), made["data"])
 
 
 def reopen(name: str, outputs: Path | None = None) -> Run:
     """前に作った実行を、そのときの設定で開く。無ければ WorkshopError。"""
-    path = (outputs or OUTPUTS) / name / "run.json"
-    if not path.exists():
-        raise WorkshopError(f"実行「{name}」はありません", "先に make run を実行してください", path.parent)
-    settings = read_json(path)
+    settings = read_json((outputs or OUTPUTS) / name / "run.json")
     return open_run(settings["profile"], name, settings["seed"], outputs)
 
 
-Point = namedtuple("Point", "settings result origin")
-"""一つの設定（結果を左右するもののすべて）、測った値（どこにも無ければ空。秒は `seconds`）、どこから来た数字か。"""
+Point = namedtuple("Point", "settings result origin")  # 設定、測った値（どこにも無ければ空）、どこから来た数字か
 
 
 def key_of(settings: Mapping[str, Any]) -> str:
@@ -167,21 +162,16 @@ def key_of(settings: Mapping[str, Any]) -> str:
 
 
 def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[str, Any]], dict[str, Any]]) -> Point:
-    """設定（モデルとデータの指紋も入れる）を変えた学習の結果を、設定ごとに一度だけ計算して残す。
-
-    探す順は、この機械で前に計算したもの、その場の計算（`profile.experiments` のときだけ）、記録済みの結果。
-    """
-    path = EXPERIMENTS / f"{key_of(settings)}.json"
+    """設定ごとの結果を、前の計算、その場の計算（`profile.experiments` のとき。残す）、記録済みの結果の順に探す。"""
+    path, date = EXPERIMENTS / f"{key_of(settings)}.json", time.strftime("%Y-%m-%d")
     if found := read_json(path, {}):
         return Point(settings, found["result"], f"前に計算（{found['date']}）")
     if run.profile.experiments:
         import torch
 
-        result = compute(settings)
-        record = {"settings": dict(settings), "result": result, "date": time.strftime("%Y-%m-%d")}
-        record |= {"machine": f"{torch.get_num_threads()} スレッドの {platform.machine()}", "versions": versions()}
-        write_json(path, record)
-        return Point(settings, result, "いま計算")
+        record = {"settings": dict(settings), "result": compute(settings), "date": date, "versions": versions()}
+        write_json(path, record | {"machine": f"{torch.get_num_threads()} スレッドの {platform.machine()}"})
+        return Point(settings, record["result"], "いま計算")
     if found := read_json(RECORDED, {}).get(key_of(settings)):
         return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}）")
     return Point(settings, {}, "まだ測っていない（PROFILE=full で計算する）")

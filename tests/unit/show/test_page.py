@@ -1,18 +1,20 @@
 """人に見せるもの: 言葉は区間から決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
 
 import json
+from contextlib import nullcontext
 
 import nbformat
 import pytest
 from conftest import exam_sheet, from_notebook, one_sentence, python, refused
 from huggingface_hub import ModelCard
 
+import lib.run
 from lib.errors import WorkshopError
 from lib.files import file_sha256, write_json
 from lib.profiles import get_profile
-from lib.run import STAGES, open_run, reopen
-from lib.score.exam import PARTS, save_rows
-from lib.show.page import BASE, gate, load_results, notebook_html, write_index, write_report
+from lib.run import STAGES, open_run
+from lib.score.exam import PARTS, gain, save_rows
+from lib.show.page import BASE, main, notebook_html, write_index, write_report
 
 RESULTS = {
     BASE: exam_sheet("base", {"general": 3}),
@@ -63,21 +65,22 @@ def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
 
 
 def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
-    assert gate(RESULTS, "SFT", ["near"], [])
+    gate = from_notebook("07_evaluation", "gate", gain=gain, PARTS=PARTS).gate
+    assert gate(RESULTS, "SFT", ["near"], []) and gate(RESULTS, "SFT", ["near"], ["far"])
+    assert not gate(RESULTS, "SFT", ["near"], ["general"]) and capsys.readouterr()
     assert not gate(RESULTS, "SFT", ["near", "far"], ["general"])
-    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "○", "×", "×"]
-    assert not gate(RESULTS, "SFT", ["near"], ["general"]) and gate(RESULTS, "SFT", ["near"], ["far"])
-    for model, part in (("DPO", "near"), (BASE, "near"), ("SFT", "nea")):
-        with one_sentence("nea」" if part == "nea" else f"「{model}」の採点がありません"):
-            gate(RESULTS, model, [part], [])
+    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "×", "×"]
 
 
-def test_a_missing_run_or_exam_is_one_sentence(tmp_path):
+def test_the_commands_end_in_one_sentence(run, monkeypatch):
     for what in ("gate", "report"):
-        refused(python("-m", "lib.show.page", what, "--run", "no-such-run"), "ありません")
-    open_run("smoke", "early", outputs=tmp_path)
-    with one_sentence("先に 07"):
-        load_results(reopen("early", tmp_path))
+        refused(python("-m", "lib.show.page", what, "no-such-run"), "ありません", "先に")
+    monkeypatch.setattr(lib.run, "OUTPUTS", run.folder.parent)
+    for low in (0.0, 0.01):
+        run.finish("07_evaluation", {"near_gain_low": low})
+        monkeypatch.setattr("sys.argv", ["page", "gate", "told"])
+        with nullcontext() if low > 0 else pytest.raises(SystemExit, match="1"):
+            main()
 
 
 def test_the_index_links_what_was_run_under_the_heading_of_its_notebook(run):
