@@ -13,7 +13,7 @@ import lib.run as run_room
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import fastest_threads
-from lib.run import OUTPUTS, STAGES, Run, open_run, reopen, versions
+from lib.run import STAGES, Run, reopen, versions
 from lib.talk.plan import RECORDING
 
 EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
@@ -31,7 +31,6 @@ _UPPER_BOUNDS = {
     "06_merge_to_gguf.merge_probability_difference": 1e-4,
     "06_merge_to_gguf.size_error": 0.01,
 }
-
 _RECORDED = {
     "base_near_accuracy": "学習前: 取り置きの言い回し",
     "sft_near_accuracy": "SFT: 取り置きの言い回し",
@@ -76,49 +75,45 @@ def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     return result
 
 
-def record(names: list[str], target: Path = EXPECTED, seeds: Path = SEEDS) -> None:
-    """同じプロファイルの、シードの違う 3 つ以上の実行から、期待値と、シードごとの記録済みの結果を書く。
-
-    Raises:
-        WorkshopError: シードが 3 つ未満のとき。
-    """
-    settings = [read_json(OUTPUTS / name / "run.json") for name in names]
-    profile = settings[0]["profile"]
-    runs = [open_run(profile, name, found["seed"]) for name, found in zip(names, settings, strict=True)]
-    if len({run.seed for run in runs}) < 3:
-        raise WorkshopError("期待値には、違うシードの実行が 3 つ以上必要です", "SEED を変えて make run をしてください")
-    head = {"versions": settings[0]["versions"], "seeds": [run.seed for run in runs]}
-    expected = {**head, "metrics": expected_from([collect(run) for run in runs])}
-    by_seed = {
-        str(run.seed): {"date": found["created"][:10], **{stage: run.metrics(stage) for stage in STAGES}}
-        for run, found in zip(runs, settings, strict=True)
-    }
-    for path, value in ((target, expected), (seeds, by_seed)):
-        write_json(path, {**read_json(path, {}), profile: value})
-        print(f"書きました: {path}")
+def update(path: Path, more: dict[str, Any]) -> Path:
+    """JSON の表に、いくつかの鍵を加えて書く。"""
+    print(f"書きました: {write_json(path, {**read_json(path, {}), **more})}")
+    return path
 
 
-def record_run(run: Run, machine: str) -> Path:
+def record(*runs: Run) -> None:
+    """同じプロファイルの、シードの違う 3 つ以上の実行から、期待値と、シードごとの記録済みの結果を書く。"""
+    seeds = [run.seed for run in runs]
+    if len(set(seeds)) < 3 or len({run.profile for run in runs}) > 1:
+        what = "期待値には、一つのプロファイルの、違うシードの実行が 3 つ以上必要です"
+        raise WorkshopError(what, "SEED を変えて make run をしてください")
+    opened = [read_json(run.folder / "run.json") for run in runs]
+    metrics = expected_from([collect(run) for run in runs])
+    expected = {"versions": opened[0]["versions"], "seeds": seeds, "metrics": metrics}
+    stages = [{stage: run.metrics(stage) for stage in STAGES} for run in runs]
+    dates = [found["created"][:10] for found in opened]
+    by_seed = {str(s): {"date": date, **found} for s, date, found in zip(seeds, dates, stages, strict=True)}
+    for path, value in ((EXPECTED, expected), (SEEDS, by_seed)):
+        update(path, {runs[0].profile.name: value})
+
+
+def record_run(run: Run, machine: str) -> None:
     """終わった実行の要約を、`machine`（例「2 コア x86-64、GPU なし」）とともに `data/recorded/runs/` に残す。"""
     settings, profile = read_json(run.folder / "run.json"), run.profile
     scores, gguf, sft = map(run.metrics, ("07_evaluation", "06_merge_to_gguf", "04_lora_sft"))
     summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
     for kind in ("F16", *profile.quantizations):
         summary[f"GGUF {kind}: 取り置きの言い回し"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
-    amount = (
-        f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} 周、束 {profile.sft_batch}"
-    )
-    summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}）"
-    head = {"profile": profile.name, "model": profile.model, "date": settings["created"][:10], "machine": machine}
-    path = REPOSITORY / "data" / "recorded" / "runs" / f"{profile.name}.json"
-    return write_json(path, {**head, "seed": run.seed, "versions": settings["versions"], "summary": summary})
+    amount = f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} 周"
+    summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}、束 {profile.sft_batch}）"
+    found = {"profile": profile.name, "model": profile.model, "date": settings["created"][:10], "machine": machine}
+    found |= {"seed": run.seed, "versions": settings["versions"], "summary": summary}
+    update(REPOSITORY / "data" / "recorded" / "runs" / f"{profile.name}.json", found)
 
 
 def record_experiments() -> None:
     """`outputs/experiments/` の結果を、記録済みの結果として `data/recorded/experiments.json` に加える。"""
-    recorded = read_json(run_room.RECORDED, {})
-    recorded |= {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))}
-    print(f"{len(recorded)} 件を書きました: {write_json(run_room.RECORDED, recorded)}")
+    update(run_room.RECORDED, {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))})
 
 
 def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
@@ -134,7 +129,7 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
     threads, rate = fastest_threads()
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
-    return write_json(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})
+    return update(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})
 
 
 if __name__ == "__main__":
@@ -145,10 +140,10 @@ if __name__ == "__main__":
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
     options = parser.parse_args()
     with command_line():
+        runs = [reopen(name) for name in options.runs]
         if options.experiments:
             record_experiments()
         elif options.talk or options.machine:
-            keep = record_talk if options.talk else record_run
-            print(f"書きました: {keep(reopen(options.runs[0]), options.machine)}")
+            (record_talk if options.talk else record_run)(*runs, options.machine)
         else:
-            record(options.runs)
+            record(*runs)
