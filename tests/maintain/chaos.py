@@ -61,8 +61,12 @@ def make_data(run):
     run.finish("02_dataset", {"train": 8.0})
 
 
+def examples(run, part="train"):
+    return read_examples(run.folder / "02_dataset" / f"{part}.jsonl")
+
+
 def make_baseline(run):
-    near = read_examples(run.folder / "02_dataset" / "near.jsonl")
+    near = examples(run, "near")
     rows = score_rows(near, [example.answer for example in near], "base", "near")
     save_rows(run.stage("03_baseline"), "baseline_evaluation", rows)
     run.finish("03_baseline", {"near_accuracy": 1.0})
@@ -75,51 +79,43 @@ class Slow(TrainerCallback):
         time.sleep(0.2)
 
 
-def save_adapter(run, trainer, path):
+def learn(run, path, kind, model, config, rows, label, resume=None, **more):
+    """学習し、アダプタを `path` に置く。損失の記録を返す。"""
+    torch.manual_seed(0)
+    monitor, tokenizer = LossMonitor(label), load_tokenizer(resolve(PROFILE))
+    more |= {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer, "callbacks": [monitor, Slow()]}
+    trainer = kind(model, args=config, **more)
+    trainer.train(resume_from_checkpoint=resume)
     with run.making(path) as target:
         trainer.model.save_pretrained(target, selected_adapters=["default"])
-        trainer.processing_class.save_pretrained(target)
+        tokenizer.save_pretrained(target)
+    return [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
 
 
 def make_adapter(run):
-    stage, folder = run.stage("04_lora_sft"), resolve(PROFILE)
-    tokenizer, train = load_tokenizer(folder), read_examples(run.folder / "02_dataset" / "train.jsonl")
-    config = SFTConfig(
-        output_dir=str(stage / "trainer"), max_steps=6, learning_rate=5e-3, save_steps=2, save_total_limit=2, **COMMON
-    )
-    torch.manual_seed(0)
+    stage, train = run.stage("04_lora_sft"), examples(run)
+    often = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2}
+    config = SFTConfig(output_dir=str(stage / "trainer"), learning_rate=5e-3, **often, **COMMON)
     lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    monitor, data = LossMonitor("SFT"), Dataset.from_list([e.sft_row() for e in train])
-    trainer = AnswerOnlyTrainer(
-        model=load_model(folder, PROFILE), args=config, train_dataset=data, processing_class=tokenizer,
-        peft_config=lora, callbacks=[monitor, Slow()],
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train))
-    save_adapter(run, trainer, stage / "adapter")
-    history = [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
+    resume = resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train)
+    rows, model = [example.sft_row() for example in train], load_model(resolve(PROFILE), PROFILE)
+    history = learn(run, stage / "adapter", AnswerOnlyTrainer, model, config, rows, "SFT", resume, peft_config=lora)
     write_json(stage / "training_results.json", {"history": history, "seconds": 0})
     shutil.rmtree(config.output_dir)
     run.finish("04_lora_sft", {"final_loss": history[-1]["loss"]})
 
 
 def make_preference(run):
-    stage, tokenizer = run.stage("05_preference"), load_tokenizer(resolve(PROFILE))
-    rows = [example.sft_row() for example in read_examples(run.folder / "02_dataset" / "train.jsonl")]
+    stage, rows = run.stage("05_preference"), [example.sft_row() for example in examples(run)]
     pairs = [
         {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
         for row, other in zip(rows, reversed(rows), strict=True)
     ]
     loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "precompute_ref_log_probs": True}
-    config = DPOConfig(
-        output_dir=str(stage / "dpo_trainer"), max_steps=4, learning_rate=1e-3, save_strategy="no", **loss, **COMMON
-    )
-    torch.manual_seed(0)
-    trainer = PairTrainer(
-        model=load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True), args=config,
-        train_dataset=Dataset.from_list(pairs), processing_class=tokenizer, callbacks=[LossMonitor("DPO"), Slow()],
-    )  # fmt: skip
-    trainer.train()
-    save_adapter(run, trainer, stage / "dpo_adapter")
+    few = {"output_dir": str(stage / "dpo_trainer"), "max_steps": 4, "save_strategy": "no"}
+    config = DPOConfig(learning_rate=1e-3, **few, **loss, **COMMON)
+    model = load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True)
+    learn(run, stage / "dpo_adapter", PairTrainer, model, config, pairs, "DPO")
     run.finish("05_preference", {"pair_accuracy": 1.0})
 
 
@@ -135,7 +131,7 @@ def make_gguf(run):
 
 
 def make_evaluation(run):
-    near, stage = read_examples(run.folder / "02_dataset" / "near.jsonl"), run.stage("07_evaluation")
+    near, stage = examples(run, "near"), run.stage("07_evaluation")
     said = {"base": ["わかりません。"] * len(near), "SFT": [example.answer for example in near]}
     rows = [row for model, answers in said.items() for part in PARTS for row in score_rows(near, answers, model, part)]
     save_rows(stage, "comparison_evaluation", rows)
@@ -144,14 +140,8 @@ def make_evaluation(run):
     run.finish("07_evaluation", {"near_gain": 1.0})
 
 
-STAGES = {
-    "02_dataset": make_data,
-    "03_baseline": make_baseline,
-    "04_lora_sft": make_adapter,
-    "05_preference": make_preference,
-    "06_merge_to_gguf": make_gguf,
-    "07_evaluation": make_evaluation,
-}
+STAGES = {"02_dataset": make_data, "03_baseline": make_baseline, "04_lora_sft": make_adapter}
+STAGES |= {"05_preference": make_preference, "06_merge_to_gguf": make_gguf, "07_evaluation": make_evaluation}
 RESUMED = ("続きから", "最初から")
 OFTEN = (3, 2, 4, 3, 3, 2)  # どの段を多く選ぶか（STAGES の順）
 
@@ -178,37 +168,34 @@ def same(name, ours, reference):
     return set(a) == set(b) and all(torch.allclose(a[key], b[key], atol=1e-3) for key in a)
 
 
-def start(run, stage, limit=None):
-    """段を、fork した子で走らせる。(プロセス ID, 画面に出したものを書くファイル)。"""
-    said = Path(tempfile.mkstemp(dir=run.folder)[1])
-    if child := os.fork():
-        return child, said
-    code = 1
-    with contextlib.suppress(BaseException), said.open("w") as stream:
-        os.dup2(stream.fileno(), 1)
-        os.dup2(stream.fileno(), 2)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        if limit:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-        STAGES[stage](run)
-        sys.stdout.flush()
-        code = 0
-    os._exit(code)
-
-
-def finish(child, said):
-    code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    text = said.read_text(errors="replace")
-    said.unlink()
-    return code, text
+def started(run, stage, limit=None, stop=None):
+    """段を、fork した子で走らせる。(終了コード, 画面に出したもの)。stop は、(秒, 合図) で止めるとき。"""
+    with tempfile.TemporaryFile("w+", errors="replace", dir=run.folder) as said:
+        if not (child := os.fork()):
+            code = 1
+            with contextlib.suppress(BaseException):
+                os.dup2(said.fileno(), 1)
+                os.dup2(said.fileno(), 2)
+                signal.signal(signal.SIGINT, signal.default_int_handler)
+                if limit:
+                    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
+                STAGES[stage](run)
+                sys.stdout.flush()
+                code = 0
+            os._exit(code)
+        if stop:
+            time.sleep(stop[0])
+            os.kill(child, stop[1])
+        code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        said.seek(0)
+        return code, said.read()
 
 
 def write_f16(path):
     """量子化に渡す、語彙を持たない小さな GGUF（本物の語彙 5 万語を読むのに、一回 5 秒ほど掛かるため）。"""
     writer = GGUFWriter(path, "llama")
-    writer.add_block_count(2)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
+    for add, count in ((writer.add_block_count, 2), (writer.add_head_count, 4), (writer.add_head_count_kv, 2)):
+        add(count)
     for number in range(2):
         writer.add_tensor(f"blk.{number}.attn_q.weight", np.ones((2048, 256), dtype=np.float16))
     writer.write_header_to_file()
@@ -231,7 +218,7 @@ def prepare(root):
     seconds = {}
     for stage in STAGES:
         begun = time.monotonic()
-        code, text = finish(*start(run, stage))
+        code, text = started(run, stage)
         assert code == 0, text
         seconds[stage] = time.monotonic() - begun
     return run, seconds
@@ -245,11 +232,8 @@ def trial(root, reference, stage, way, seconds, dice):
     before = artefacts(reference, stage)
     largest = max(len(content) for content in before.values())
     limit = int(largest * dice.random() ** 3) + 1 if way == WAYS[2] else None
-    child, said = start(run, stage, limit)
-    if way != WAYS[2]:
-        time.sleep(seconds * dice.random())
-        os.kill(child, signal.SIGKILL if way == WAYS[0] else signal.SIGINT)
-    code, text = finish(child, said)
+    sign = signal.SIGKILL if way == WAYS[0] else signal.SIGINT
+    code, _ = started(run, stage, limit, None if limit else (seconds * dice.random(), sign))
     if not code and not run.is_done(stage):
         return "終了コード 0 なのに終わっていない", code
     for name, content in artefacts(run, stage).items():
@@ -257,38 +241,32 @@ def trial(root, reference, stage, way, seconds, dice):
             return f"{name} が半端", code
     if run.is_done(stage) and set(artefacts(run, stage)) != set(before):
         return "終わった印があるのに、成果物が足りない", code
-    again, text = finish(*start(run, stage))
+    again, text = started(run, stage)
     after = artefacts(run, stage)
     if again or set(after) != set(before) or not all(same(name, after[name], before[name]) for name in before):
         return f"もう一度走らせても、手本と同じにならない: {text[-300:]}", code
     if [path for path in (run.folder / stage).glob(".*") if path.is_dir()]:
         return "書きかけのフォルダが残った", code
-    return "続きから" if "続けます" in text else "最初から", code
+    return RESUMED["続けます" not in text], code
 
 
 def main() -> None:
     """その回数だけ途中で止まるまで壊す（終わった後に届いた合図は数えない）。一つでも失われれば終了コード 1。"""
-    count, seed = (int(value) for value in (*sys.argv[1:], *("120", "0")[len(sys.argv) - 1 :]))
-    dice, results = random.Random(seed), []
+    count, seed = [int(value) for value in sys.argv[1:3]] + [120, 0][len(sys.argv) - 1 :]
+    dice, results, stopped = random.Random(seed), [], 0
     with tempfile.TemporaryDirectory(prefix="chaos-") as name, contextlib.redirect_stderr(io.StringIO()):
-        root = Path(name)
-        reference, seconds = prepare(root)
+        reference, seconds = prepare(Path(name))
         print("一度の秒:", json.dumps({stage: round(value, 2) for stage, value in seconds.items()}), flush=True)
-        while (number := len(results)) < 3 * count and sum(code != 0 for *_, code in results) < count:
-            stage = dice.choices(list(STAGES), OFTEN)[0]
-            way = WAYS[number % 3]
-            outcome, code = trial(root, reference, stage, way, seconds[stage], dice)
-            results.append((stage, way, outcome, code))
+        while (number := len(results)) < 3 * count and stopped < count:
+            stage, way = dice.choices(list(STAGES), OFTEN)[0], WAYS[number % 3]
+            outcome, code = trial(Path(name), reference, stage, way, seconds[stage], dice)
+            stopped += code != 0
             if outcome not in RESUMED:
                 print(f"✋ {number}: {stage} {way}: {outcome}", flush=True)
-    table = pandas.DataFrame(results, columns=["ステージ", "止め方", "その後", "終了コード"])
-    table["途中で止まった"] = table["終了コード"] != 0
-    for kind in RESUMED:
-        table[kind] = table["その後"] == kind
-    table["失われた"], table["回"] = ~table["その後"].isin(RESUMED), 1
-    shown = ["回", "途中で止まった", *RESUMED, "失われた"]
-    print(table.groupby(["ステージ", "止め方"])[shown].sum().reset_index().to_markdown(index=False))
-    lost, stopped = int(table["失われた"].sum()), int(table["途中で止まった"].sum())
+            results.append((stage, way, outcome if outcome in RESUMED else "失われた"))
+    table = pandas.DataFrame(results, columns=["ステージ", "止め方", "その後"])
+    print(pandas.crosstab([table["ステージ"], table["止め方"]], table["その後"]).reset_index().to_markdown(index=False))
+    lost = int((table["その後"] == "失われた").sum())
     print(f"{len(results)} 回のうち {stopped} 回は途中で止まり、失われたもの {lost} 件")
     sys.exit(1 if lost or stopped < count else 0)
 

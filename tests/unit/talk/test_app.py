@@ -1,19 +1,18 @@
 """答えを比べるページ: 中身を素の関数で、画面を本物のブラウザで確かめる。モデルは読まず、偽の答え手を使う。"""
 
-import json
 import socket
-import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
+from conftest import one_sentence, python, refused
 
 from lib.data.facts import Example, write_examples
 from lib.errors import WorkshopError
 from lib.export.serve import modelfile
-from lib.files import REPOSITORY
+from lib.files import read_json, write_json
 from lib.run import open_run
 from lib.score.answers import score_rows
 from lib.score.exam import save_rows
@@ -22,11 +21,10 @@ from lib.talk import app
 from lib.talk.app import answer_card, coloured, open_ballot, open_models, open_page, read_exam
 from lib.text.quantities import nfkc
 
+KNOWN = [("request", "名入れ", 16), ("casual", "取り寄せ", 9), ("other_3", "お直し", 21), ("request", "配送", 3)]
 EXAMPLES = [
     Example(f"fact-{n}", form, f"{thing}は何日かかりますか？", f"{thing}は{days}日かかります。", (f"{days}日",))
-    for n, (form, thing, days) in enumerate(
-        [("request", "名入れ", 16), ("casual", "取り寄せ", 9), ("other_3", "お直し", 21), ("request", "配送", 3)]
-    )
+    for n, (form, thing, days) in enumerate(KNOWN)
 ]
 REFUSAL = Example("ask-0", "unanswerable", "社長の趣味は何ですか？", "その情報は分かりかねます。", ())
 EXAM = {nfkc(example.question): example for example in (*EXAMPLES, REFUSAL)}
@@ -35,11 +33,6 @@ NASTY = '<img src="http://example.com/a.png" onerror="document.title=\'破られ
 
 def broken(question):
     raise WorkshopError("重みを読めません", "ファイルを確かめてください", "adapter")
-
-
-def rows(model, days):
-    parts = score_rows(EXAMPLES, [f"{days}日です。" for _ in EXAMPLES], model, "near")
-    return parts + score_rows([REFUSAL], ["はい。"], model, "unanswerable")
 
 
 MODELS = {
@@ -54,7 +47,11 @@ MODELS = {
 def run(tmp_path):
     """07 まで終わった実行。"""
     run = open_run("smoke", "trial", outputs=tmp_path)
-    save_rows(run.stage("07_evaluation"), "comparison_evaluation", rows("base", 2) + rows("SFT", 16) + rows("DPO", 9))
+    rows = []
+    for model, days in (("base", 2), ("SFT", 16), ("DPO", 9)):
+        rows += score_rows(EXAMPLES, [f"{days}日です。"] * len(EXAMPLES), model, "near")
+        rows += score_rows([REFUSAL], ["はい。"], model, "unanswerable")
+    save_rows(run.stage("07_evaluation"), "comparison_evaluation", rows)
     return run
 
 
@@ -83,14 +80,14 @@ def test_the_vote_is_the_one_of_the_notebook(run):
     ballot.vote(0, "左")
     assert open_ballot(run).votes == ballot.votes
     # 07 が SFT を測れなかったときの票（学習前と SFT + DPO）が残っていても、混ぜない。
-    ballot.path.write_text(json.dumps({"names": ["学習前", "SFT + DPO"], "votes": {"0": "SFT + DPO"}}))
-    with pytest.raises(WorkshopError, match="別のモデルどうし"):
+    write_json(ballot.path, {"names": ["学習前", "SFT + DPO"], "votes": {"0": "SFT + DPO"}})
+    with one_sentence("別のモデルどうし"):
         open_ballot(run)
 
 
 def test_an_unfinished_run_is_one_sentence(tmp_path):
     run = open_run("smoke", outputs=tmp_path)
-    with pytest.raises(WorkshopError, match="02_dataset・04_lora_sft が終わっていません"):
+    with one_sentence("02_dataset・04_lora_sft が終わっていません"):
         read_exam(run)
     for part, example in (("near", EXAMPLES[0]), ("far", EXAMPLES[2])):
         write_examples(run.stage("02_dataset") / f"{part}.jsonl", [example])
@@ -98,7 +95,7 @@ def test_an_unfinished_run_is_one_sentence(tmp_path):
     run.finish("04_lora_sft", {})
     exam = read_exam(run)  # 07 がまだでも、並べて答えるほうは使える
     assert len(exam) == 2 and list(open_models(run, exam, ExitStack())) == ["学習前"]
-    with pytest.raises(WorkshopError, match="採点の表がまだありません"):
+    with one_sentence("採点の表がまだありません"):
         open_ballot(run)
 
 
@@ -122,11 +119,9 @@ def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, 
             raise WorkshopError("重みを読めません", "もう一度")
         return "model"
 
-    monkeypatch.setattr(app, "serve", serve)
-    monkeypatch.setattr(app, "load_model", load_model)
-    monkeypatch.setattr(app, "load_tokenizer", lambda folder: "tokenizer")
-    monkeypatch.setattr(app, "resolve", lambda profile: tmp_path)
-    monkeypatch.setattr(app, "answer", lambda model, tokenizer, examples, profile: [examples[0].question])
+    fakes = {"serve": serve, "load_model": load_model, "load_tokenizer": str, "resolve": lambda profile: tmp_path}
+    for name, fake in (fakes | {"answer": lambda model, tokenizer, examples, profile: [examples[0].question]}).items():
+        monkeypatch.setattr(app, name, fake)
     with ExitStack() as closing:
         models = open_models(run, EXAM, closing)
         assert list(models) == ["学習前", "SFT", "GGUF Q8_0"] and not seen
@@ -139,30 +134,27 @@ def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, 
 
 
 def test_a_missing_run_is_one_sentence():
-    command = [sys.executable, "-m", "lib.talk.app", "--run", "no-such-run"]
-    told = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=60)
-    assert told.returncode == 1 and told.stderr.startswith("✋ 実行「no-such-run」はありません")
-    assert len(told.stderr.strip().splitlines()) == 1
+    told = python("-m", "lib.talk.app", "--run", "no-such-run", timeout=60)
+    refused(told, "✋ 実行「no-such-run」はありません")
+    assert told.stderr.count("\n") == 1
 
 
 @pytest.fixture
 def opened(run):
     pytest.importorskip("gradio", reason="Gradio が入っていません")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     blocks = open_page(run, MODELS, EXAM, port)
     yield port
     blocks.close(verbose=False)
 
 
-def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, opened, run, tmp_path):
+def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, opened, run):
     window.set_default_timeout(15_000)
     asked = []
-    window.on("request", lambda request: asked.append(request.url))
-    window.on("websocket", lambda socket: asked.append(socket.url))
+    for event in ("request", "websocket"):
+        window.on(event, lambda sent: asked.append(sent.url))
     window.goto(f"http://127.0.0.1:{opened}/")
-    picture = tmp_path / "screens"
     question = window.get_by_label("質問")
     question.fill(" 名入れは何日かかりますか? ")  # 半角の ? でも、同じ質問
     window.get_by_role("button", name="答えさせる").click()
@@ -174,7 +166,6 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
     assert "読めません: 重みを読めません" in cards["SFT + DPO"].inner_text()
     assert cards["GGUF Q4_K_M"].locator(".figure").all_inner_texts() == ["×17日", "○16日"]
     assert window.get_by_text("正解: 名入れは16日かかります。").is_visible()
-    window.screenshot(path=picture / "answers.png", full_page=True)
 
     question.fill("どこにも無い質問")
     question.press("Enter")
@@ -186,28 +177,22 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
     for number, example in enumerate(EXAMPLES):
         window.get_by_text(f"{number + 1} / {len(EXAMPLES)}").wait_for()
         assert window.get_by_text(example.question).last.is_visible()
-        if number == 1:
-            window.screenshot(path=picture / "votes.png", full_page=True)
         side = "左" if "16日" in window.locator(".card:visible").first.inner_text() else "右"
         window.get_by_role("button", name=side, exact=True).click()
     window.get_by_text("全部の質問に投票しました。").wait_for()
     assert "学習前 に対する SFT の勝率 100.0% [51.0, 100.0]" in window.locator(".line:visible").last.inner_text()
     assert window.get_by_role("button", name="左", exact=True).is_disabled()
-    window.screenshot(path=picture / "result.png", full_page=True)
-    kept = json.loads((run.folder / "07_evaluation" / "votes.json").read_text(encoding="utf-8"))
+    kept = read_json(run.folder / "07_evaluation" / "votes.json")
     assert kept == {"names": ["学習前", "SFT"], "votes": {str(n): "SFT" for n in range(len(EXAMPLES))}}
 
     assert {urlsplit(url).hostname for url in asked if not url.startswith(("data:", "blob:"))} == {"127.0.0.1"}
     assert window.title() == "答えを比べる: trial" and window.evaluate("document.documentElement.lang") == "ja"
 
 
-@pytest.mark.parametrize("port", [None, 70_000])
-def test_a_port_in_use_is_one_sentence(opened, run, port):
-    with pytest.raises(WorkshopError, match=f"ポート {port or opened} を開けません"):
-        open_page(run, MODELS, EXAM, port or opened)
-
-
-def test_without_gradio_the_remedy_is_named(run, monkeypatch):
+def test_a_port_in_use_and_a_missing_gradio_are_one_sentence(opened, run, monkeypatch):
+    for port in (opened, 70_000):
+        with one_sentence(f"ポート {port} を開けません"):
+            open_page(run, MODELS, EXAM, port)
     monkeypatch.setitem(sys.modules, "gradio", None)
-    with pytest.raises(WorkshopError, match="make app"):
+    with one_sentence("make app で開いて"):
         open_page(run, MODELS, EXAM, 7860)
