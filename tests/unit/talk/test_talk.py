@@ -4,9 +4,8 @@ import copy
 import re
 
 import pytest
-from conftest import from_notebook
+from conftest import from_notebook, one_sentence
 
-from lib.errors import WorkshopError
 from lib.files import read_json, write_json
 from lib.show.plots import picture
 from lib.talk.plan import TALK, Clock, load_plan
@@ -14,12 +13,10 @@ from lib.talk.plan import TALK, Clock, load_plan
 
 def standing(plan, number, in_section, elapsed):
     """第 `number` 節に入って `in_section` 秒、全体で `elapsed` 秒たったときの進み具合。"""
-    now = [0.0]
-    clock = Clock(plan, now=lambda: now[0])
+    times = iter([0.0, elapsed - in_section, elapsed])
+    clock = Clock(plan, now=lambda: next(times))
     clock.enter(1)
-    now[0] = elapsed - in_section
     clock.enter(number)
-    now[0] = elapsed
     return clock.standing()
 
 
@@ -41,7 +38,7 @@ def test_eight_sections_add_up_to_exactly_45_minutes(plan):
 def test_a_plan_that_does_not_add_up_is_one_sentence(tmp_path, minutes, said):
     data = read_json(TALK / "plan.json")
     data["sections"][0]["minutes"] = minutes
-    with pytest.raises(WorkshopError, match=said):
+    with one_sentence(said):
         load_plan(write_json(tmp_path / "plan.json", data))
 
 
@@ -59,13 +56,11 @@ def test_standing_knows_what_is_left_and_what_comes_next(plan):
 
 
 def test_the_clock_starts_once_and_stays_inside_the_talk(plan):
-    time = [100.0]
-    clock = Clock(plan, now=lambda: time[0])
+    times = iter([100.0, 130.0, 140.0, 150.0, 160.0])
+    clock = Clock(plan, now=lambda: next(times))
     assert clock.standing()["left"] == 45 * 60  # 始める前
     clock.enter(0)
-    time[0] += 30
     clock.enter(2)
-    time[0] += 10
     now = clock.standing()
     assert now["left"] == 45 * 60 - 40 and now["section"]["number"] == 2
     assert now["section_left"] == 60 * now["section"]["minutes"] - 10
