@@ -65,13 +65,6 @@ def examples(run, part="train"):
     return read_examples(run.folder / "02_dataset" / f"{part}.jsonl")
 
 
-def make_baseline(run):
-    near = examples(run, "near")
-    rows = score_rows(near, [example.answer for example in near], "base", "near")
-    save_rows(run.stage("03_baseline"), "baseline_evaluation", rows)
-    run.finish("03_baseline", {"near_accuracy": 1.0})
-
-
 class Slow(TrainerCallback):
     """学習のステップの間でも止められるように、間を作る。"""
 
@@ -140,10 +133,10 @@ def make_evaluation(run):
     run.finish("07_evaluation", {"near_gain": 1.0})
 
 
-STAGES = {"02_dataset": make_data, "03_baseline": make_baseline, "04_lora_sft": make_adapter}
+STAGES = {"02_dataset": make_data, "04_lora_sft": make_adapter}
 STAGES |= {"05_preference": make_preference, "06_merge_to_gguf": make_gguf, "07_evaluation": make_evaluation}
 RESUMED = ("続きから", "最初から")
-OFTEN = (3, 2, 4, 3, 3, 2)  # どの段を多く選ぶか（STAGES の順）
+OFTEN = (3, 4, 3, 3, 3)  # どの段を多く選ぶか（STAGES の順）
 
 
 def artefacts(run, stage):

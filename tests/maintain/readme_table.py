@@ -15,17 +15,12 @@ from lib.files import REPOSITORY, read_json, write_text
 from lib.profiles import get_profile
 from lib.score.answers import wilson
 
-README = REPOSITORY / "README.md"
-SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
+README, SEEDS = REPOSITORY / "README.md", REPOSITORY / "data" / "recorded" / "seeds.json"
 _BLOCK = re.compile(r"(<!-- 結果の表 -->\n).*?(<!-- 表の終わり -->)", re.DOTALL)
 
 
 def results_table(seeds: Mapping[str, Any]) -> str:
-    """結果の表（Markdown）。角括弧は最初のシードの 95% 区間。
-
-    Args:
-        seeds: シード → {段: {指標: 値}}（`data/recorded/seeds.json` の一つのプロファイル）。
-    """
+    """結果の表（Markdown）。seeds は、シード → {段: {指標: 値}}。角括弧は最初のシードの 95% 区間。"""
     split = make_split(get_profile("embedded"))
     parts = {
         "near": (f"教えた {len(split.dev)} 事実の言い換え（近い）", len(split.near)),
