@@ -23,7 +23,8 @@ def text_of(name):
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 MODULES = {path: text_of(path) for path in sorted((REPOSITORY / "lib").rglob("*.py"))}
 TREES = {path: ast.parse(text) for path, text in MODULES.items()}
-FUNCTIONS = (ast.FunctionDef, ast.AsyncFunctionDef)
+NODES = [(path.name, node) for path, tree in TREES.items() for node in ast.walk(tree)]
+PARTS = [(file, node) for file, node in NODES if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))]
 PYPROJECT = text_of("pyproject.toml")
 PROJECT = tomllib.loads(PYPROJECT)["project"]
 PINS = {line.split("==")[0].lower().replace("_", "-"): line for line in text_of("constraints.txt").splitlines()}
@@ -95,33 +96,20 @@ def test_every_room_keeps_its_ceiling_and_its_neighbours():
 
 def test_lib_is_imported_at_the_top_of_a_file_and_started_in_two_places():
     # torch や transformers のような重い部品は、使う所で import してよい。lib どうしは、いつもファイルの先頭で。
-    inside = [
-        f"{path.name}: {node.name}"
-        for path, tree in TREES.items()
-        for node in ast.walk(tree)
-        if isinstance(node, FUNCTIONS)
-        for _ in imported(node)
-    ]
+    inside = [f"{file}: {node.name}" for file, node in PARTS for _ in imported(node)]
     assert len(inside) <= HIDDEN_IMPORTS, inside
     started = {room_of(path) for path, text in MODULES.items() if re.search(r'"-m",\s*("lib\.|__name__)', text)}
     assert started <= STARTED, started
 
 
 def test_most_functions_are_short_and_public_ones_have_docstrings():
-    parts = [
-        (path.name, node) for path, tree in TREES.items() for node in ast.walk(tree) if isinstance(node, FUNCTIONS)
-    ]
-    long = [f"{file}: {node.name}" for file, node in parts if node.end_lineno - node.lineno + 1 > 45]
+    long = [f"{file}: {node.name}" for file, node in PARTS if node.end_lineno - node.lineno + 1 > 45]
     assert len(long) <= 3, long
     public = [
         node for tree in TREES.values() for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     ]
     silent = [node.name for node in public if not node.name.startswith("_") and not ast.get_docstring(node)]
     assert not silent, silent
-
-
-def test_the_series_is_complete():
-    assert {path.stem for path in NOTEBOOKS} >= set(STAGES)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
@@ -136,13 +124,9 @@ def test_notebooks_are_clean_and_have_parameters(path):
     assert '.to("cuda")' not in text and "input(" not in text and "google.colab" not in text
 
 
-def test_environment_yml_defers_to_pyproject_and_constraints():
-    text = text_of("environment.yml")
-    promised = (f"python{PROJECT['requires-python']}", "-c constraints.txt", "-e .[dev]", f"{PINS['torch']} ")
-    assert all(word in text for word in promised)
-
-
-def test_every_dependency_is_pinned_and_has_a_reason():
+def test_every_dependency_is_pinned_and_has_a_reason_and_environment_yml_follows():
+    for word in (f"python{PROJECT['requires-python']}", "-c constraints.txt", "-e .[dev]", f"{PINS['torch']} "):
+        assert word in text_of("environment.yml"), word
     for requirement in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
         assert name_of(requirement) in PINS, requirement
         assert re.search(rf'"{re.escape(requirement)}",\s+# \S', PYPROJECT), f"{requirement} に理由がありません"
@@ -155,16 +139,15 @@ def test_ci_tries_the_oldest_versions_that_pyproject_allows():
     assert all(Version(tried[name]) == Version(lowest[name]) for name in tried)
 
 
-def test_licences_are_present_and_every_profile_names_its_own():
+def test_the_series_and_the_licences_are_complete():
+    assert {path.stem for path in NOTEBOOKS} >= set(STAGES)
     assert "Apache License" in text_of("LICENSE") and "CC BY 4.0" in text_of("LICENSE-DATA")
     assert all(MODELS[profile.model].licence and profile.why for profile in PROFILES.values()) and len(PROFILES) >= 8
 
 
-TWELVE = (
-    *("torch", "transformers", "peft", "trl", "datasets", "fugashi", "unidic-lite", "jaconv", "evaluate"),
-    *("matplotlib", "ipywidgets", "papermill"),
-)
-"""この教材が使うと約束した部品。"""
+# この教材が使うと約束した部品。
+TWELVE = ("torch", "transformers", "peft", "trl", "datasets", "fugashi", "unidic-lite", "jaconv", "evaluate")
+TWELVE += ("matplotlib", "ipywidgets", "papermill")
 BY_OTHERS = {"accelerate", "sentencepiece", "unidic-lite", "jupyterlab", "ipykernel"}
 """import はしないが、Trainer・変換器・fugashi・make lab・papermill が使う部品。"""
 _NO_IMPORT = {"unidic-lite": "fugashi"}  # 辞書は、import されず、fugashi が読む
