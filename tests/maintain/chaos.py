@@ -100,10 +100,8 @@ def make_adapter(run):
 
 def make_preference(run):
     stage, rows = run.stage("05_preference"), [example.sft_row() for example in examples(run)]
-    pairs = [
-        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
-        for row, other in zip(rows, reversed(rows), strict=True)
-    ]
+    sides = zip(rows, reversed(rows), strict=True)
+    pairs = [{"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]} for a, b in sides]
     loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "precompute_ref_log_probs": True}
     few = {"output_dir": str(stage / "dpo_trainer"), "max_steps": 4, "save_strategy": "no"}
     config = DPOConfig(learning_rate=1e-3, **few, **loss, **COMMON)

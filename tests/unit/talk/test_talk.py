@@ -107,11 +107,8 @@ def answers(change=None):
 
 
 def test_values_are_found_by_key():
-    data = {
-        "a": {"0": {"x": 0.5}, "1": {"x": 0.25}},
-        "rows": [{"name": "p", "x": 1}, {"name": "q", "x": 2, "settings": {"b": 1, "c": [2]}}],
-    }
-    talk = look_up(lambda name: data)
+    rows = [{"name": "p", "x": 1}, {"name": "q", "x": 2, "settings": {"b": 1, "c": [2]}}]
+    talk = look_up(lambda name: {"a": {"0": {"x": 0.5}, "1": {"x": 0.25}}, "rows": rows})
     assert talk.look_up(["seeds", "a", "*", "x"]) == [0.5, 0.25]
     assert talk.look_up(["seeds", "rows", {"name": "p"}, "x"]) == [1]
     assert talk.look_up(["seeds", "rows", {"c": [2]}, "x"]) == [2] and not talk.look_up(["seeds", "rows", {"c": 3}])
