@@ -95,7 +95,7 @@ def test_an_unfinished_run_is_one_sentence(tmp_path):
     run.finish("04_lora_sft", {})
     exam = read_exam(run)  # 07 がまだでも、並べて答えるほうは使える
     assert len(exam) == 2 and list(open_models(run, exam, ExitStack())) == ["学習前"]
-    with one_sentence("採点の表がまだありません"):
+    with one_sentence("ファイルがありません", "comparison_evaluation.json"):
         open_ballot(run)
 
 
@@ -135,7 +135,7 @@ def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, 
 
 def test_a_missing_run_is_one_sentence():
     told = python("-m", "lib.talk.app", "--run", "no-such-run", timeout=60)
-    refused(told, "✋ 実行「no-such-run」はありません")
+    refused(told, "✋ ファイルがありません", "no-such-run")
     assert told.stderr.count("\n") == 1
 
 
