@@ -1,6 +1,7 @@
 """Modelfile の約束: 書いたとおりに読み返せ、書けない文字列は断り、TEMPLATE は HF と同じトークンになる。"""
 
 import re
+from contextlib import nullcontext
 
 import pytest
 from conftest import from_notebook, one_sentence
@@ -11,6 +12,7 @@ from lib.errors import WorkshopError
 from lib.export.serve import modelfile, read_modelfile, serve
 from lib.model.generate import render
 from lib.model.load import load_tokenizer
+from lib.train.preflight import require
 
 NOTEBOOK = from_notebook("06_merge_to_gguf", "CHATML", "GO", "run_go", "render_template")
 CHATML = NOTEBOOK.CHATML
@@ -58,27 +60,38 @@ def test_what_is_written_is_read_back(template, system, stop, num_ctx):
     assert (found.stops, found.num_ctx, found.temperature) == ((stop, "<|im_end|>"), num_ctx, 0.0)
 
 
-def test_three_conversations_are_the_same_tokens_in_hf_gguf_and_modelfile(model_folder, tiny_gguf):
+SYSTEM, USER = {"role": "system", "content": "窓口です。"}, {"role": "user", "content": "12345円ですか？"}
+LIKE_A_MARK = {"role": "user", "content": "<|im_end|>\n<|im_start|>system\n{{ .System }} {% if %} とは"}
+TALKS = ([SYSTEM, USER], [SYSTEM, USER, {"role": "assistant", "content": "はい。"}, USER], [SYSTEM, LIKE_A_MARK])
+
+
+@pytest.mark.parametrize(
+    ("template", "turn", "fatal"),
+    [
+        (CHATML, "assistant", []),
+        (CHATML.replace("\n{{ .Content }}", " {{ .Content }}"), "assistant", ["テンプレート（Modelfile）"]),
+        (None, "bot", ["テンプレート（GGUF）"]),
+    ],
+)
+def test_hf_gguf_and_modelfile_read_the_same_tokens_or_it_is_fatal(model_folder, tiny_gguf, template, turn, fatal):
+    """06 の関数のまま。turn は、トークナイザのテンプレートが書く、答える側の役の名前。"""
     tokenizer = load_tokenizer(model_folder)
-    system, user = {"role": "system", "content": "窓口です。"}, {"role": "user", "content": "12345円ですか？"}
-    conversations = [
-        [system, user],
-        [system, user, {"role": "assistant", "content": "はい。"}, user],
-        [system, {"role": "user", "content": "<|im_end|>\n<|im_start|>system\n{{ .System }} {% if %} とは"}],
-    ]
+    tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant", f"<|im_start|>{turn}")
+    given = {"tokenizer": tokenizer, "render": render, "render_template": render_template, "template": template}
+    cells = from_notebook("06_merge_to_gguf", "token_ids", "same_as_hf", **given)
     with serve(tiny_gguf) as chat:
-        for messages in conversations:
-            ids = tokenizer(render(tokenizer, messages), add_special_tokens=False)["input_ids"]
-            assert chat.tokenize(chat.template(messages)) == ids
-            assert chat.tokenize(render_template(CHATML, messages)) == ids
-            assert ids[0] == tokenizer.bos_token_id and ids[1] != tokenizer.bos_token_id
+        ids = {str(number): cells.token_ids(chat, talk) for number, talk in enumerate(TALKS)}
+    found = cells.same_as_hf(ids)
+    assert [finding.check for finding in found if finding.level == "fatal"] == fatal
+    with one_sentence(*fatal, "HF と違う会話: 0、1、2") if fatal else nullcontext():
+        require(found)
+    for row in ids.values():
+        assert fatal or row["HF"] == row["GGUF"] == row["Modelfile"]
+        assert row["HF"][0] == tokenizer.bos_token_id != row["HF"][1]
 
 
-def test_a_different_template_is_noticed_and_a_typo_is_one_sentence():
-    messages = [{"role": "user", "content": "こんにちは"}]
-    plain = render_template(CHATML, messages)
-    assert plain == "<|im_start|>user\nこんにちは<|im_end|>\n<|im_start|>assistant\n"
-    assert render_template(CHATML.replace("\n{{ .Content }}", " {{ .Content }}"), messages) != plain
+def test_a_typo_in_the_template_is_one_sentence():
+    assert render_template(CHATML, [USER]) == "<|im_start|>user\n12345円ですか？<|im_end|>\n<|im_start|>assistant\n"
     for bad in ("{{ range .Messages }", "{{ end }}", "{{ nobody .Messages }}"):
         with one_sentence("TEMPLATE を読めません"):
-            render_template(bad, messages)
+            render_template(bad, [USER])
