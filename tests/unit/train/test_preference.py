@@ -19,12 +19,11 @@ SMOKE = get_profile("smoke")
 @pytest.fixture(scope="module")
 def pairs():
     """答えと、よその答えの組。"""
-    examples = make_split(SMOKE).train[:8]
-    said = [[{"role": "assistant", "content": e.answer}] for e in examples]
-    others = said[4:] + said[:4]
+    rows = [example.sft_row() for example in make_split(SMOKE).train[:8]]
+    others = rows[4:] + rows[:4]
     return [
-        {"prompt": e.prompt(), "chosen": good, "rejected": bad}
-        for e, good, bad in zip(examples, said, others, strict=True)
+        {"prompt": row["prompt"], "chosen": row["completion"], "rejected": other["completion"]}
+        for row, other in zip(rows, others, strict=True)
     ]
 
 
@@ -68,17 +67,11 @@ def test_the_kl_is_zero_to_itself_and_positive_to_another(tiny_llama, adapter, p
 
 def test_the_packed_dpo_is_trl_s(tiny_llama, adapter, pairs, tmp_path):
     losses, gradients, records = [], [], []
-    loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1, "max_length": 256}
-    for number, (kind, precompute) in enumerate([(DPOTrainer, False), (PairTrainer, True), (PairTrainer, False)]):
+    settings = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 0.5], "beta": 0.1, "max_length": 256}
+    settings |= {"per_device_train_batch_size": 4, "activation_checkpointing": False, **SMOKE.trainer_arguments()}
+    for kind, precompute in [(DPOTrainer, False), (PairTrainer, True), (PairTrainer, False)]:
         model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter, is_trainable=True)
-        args = DPOConfig(
-            output_dir=str(tmp_path / str(number)),
-            precompute_ref_log_probs=precompute,
-            per_device_train_batch_size=4,
-            activation_checkpointing=False,
-            **loss,
-            **SMOKE.trainer_arguments(),
-        )
+        args = DPOConfig(output_dir=str(tmp_path), precompute_ref_log_probs=precompute, **settings)
         data, tokenizer = Dataset.from_list(pairs), load_tokenizer(tiny_llama)
         trainer = kind(model=model, args=args, train_dataset=data, processing_class=tokenizer)
         batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(len(pairs))]))

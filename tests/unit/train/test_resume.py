@@ -96,45 +96,41 @@ def test_changed_settings_or_data_never_continue_the_old_training(tmp_path, caps
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_early_stopping_counts_rises_in_a_row_and_restores_the_best(tiny_llama, tmp_path, patience):
     """検証損失を台本どおりに返す Trainer で、n 回続いた所で止まり、最良の重みに戻ることを見る。"""
-    script = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.8, 1.9]
-    stops = {1: 3, 2: 6, 3: 7}  # 上がった回数は、最良を更新するたびに数え直す
-    trainer = scripted_trainer(tiny_llama, tmp_path, script, patience)
-    trainer.train()
-    assert trainer.state.global_step == stops[patience]
-    best = min(script[: stops[patience]])
-    assert trainer.state.best_metric == best
-    assert last_checkpoint(tmp_path).endswith(f"-{script.index(best) + 1}"), "早期終了した所からは、続けない"
-    kept = trainer.weights_at[script.index(best) + 1]
-    assert all(bool((value == kept[name]).all()) for name, value in adapter_weights(trainer.model).items())
-    assert any(bool((value != kept[name]).any()) for name, value in trainer.weights_at[stops[patience]].items())
-
-
-def adapter_weights(model):
-    return {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
-
-
-def scripted_trainer(model, folder, script, patience):
-    class Scripted(SFTTrainer):
-        weights_at = {}
-
-        def evaluate(self, *args, **kwargs):
-            self.weights_at[self.state.global_step] = adapter_weights(self.model)
-            metrics = {"eval_loss": script[self.state.global_step - 1]}
-            self.log(metrics)
-            self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
-            return metrics
-
     rows = Dataset.from_list([{"prompt": f"{i} は", "completion": f"{i} です。"} for i in range(8)])
     config = SFTConfig(
-        output_dir=str(folder), max_steps=len(script), per_device_train_batch_size=4, learning_rate=5e-3,
+        output_dir=str(tmp_path), max_steps=len(SCRIPT), per_device_train_batch_size=4, learning_rate=5e-3,
         eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2, seed=0,
         load_best_model_at_end=True, activation_checkpointing=False, **get_profile("smoke").trainer_arguments(),
     )  # fmt: skip
-    return Scripted(
-        model=str(model), args=config, train_dataset=rows, eval_dataset=rows, processing_class=load_tokenizer(model),
+    trainer = Scripted(
+        str(tiny_llama), config, train_dataset=rows, eval_dataset=rows, processing_class=load_tokenizer(tiny_llama),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
         callbacks=[EarlyStoppingCallback(early_stopping_patience=patience)],
     )  # fmt: skip
+    trainer.train()
+    stopped = {1: 3, 2: 6, 3: 7}[patience]  # 上がった回数は、最良を更新するたびに数え直す
+    best = min(SCRIPT[:stopped])
+    assert trainer.state.global_step == stopped and trainer.state.best_metric == best
+    assert last_checkpoint(tmp_path).endswith(f"-{SCRIPT.index(best) + 1}"), "早期終了した所からは、続けない"
+    kept = trainer.weights_at[SCRIPT.index(best) + 1]
+    assert torch.equal(adapter_weights(trainer.model), kept)
+    assert not torch.equal(trainer.weights_at[stopped], kept)
+
+
+SCRIPT = [3.0, 2.0, 2.5, 1.5, 1.6, 1.7, 1.8, 1.9]
+
+
+def adapter_weights(model):
+    return torch.cat([p.detach().flatten() for p in model.parameters() if p.requires_grad])
+
+
+class Scripted(SFTTrainer):
+    def evaluate(self, *args, **kwargs):
+        step, self.weights_at = self.state.global_step, getattr(self, "weights_at", {})
+        self.weights_at[step] = adapter_weights(self.model)
+        self.log(metrics := {"eval_loss": SCRIPT[step - 1]})
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
 
 def test_the_thread_probe_leaves_a_usable_number():

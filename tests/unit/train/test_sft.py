@@ -26,15 +26,13 @@ BATCHES = {  # 行ごとに (先頭からのトークン数, 共通する先頭,
 
 
 def batch_of(rows):
-    generator = torch.Generator().manual_seed(0)
-    width = max(length for length, _, _ in rows)
-    ids, mask = torch.zeros((len(rows), width), dtype=torch.long), torch.zeros((len(rows), width), dtype=torch.long)
-    labels = torch.full((len(rows), width), -100)
-    common = torch.randint(5, 97, (width,), generator=generator)
+    generator, width = torch.Generator().manual_seed(0), max(length for length, _, _ in rows)
+    ids = torch.randint(5, 97, (len(rows), width), generator=generator)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
     for row, (length, same, answer) in enumerate(rows):
-        ids[row, :length] = torch.randint(5, 97, (length,), generator=generator)
-        ids[row, :same] = common[:same]
+        ids[row, :same] = ids[0, :same]
         ids[row, same : same + 1] = 1 + row  # 行ごとに必ず違う
+        ids[row, length:] = 0
         mask[row, :length] = 1
         labels[row, length - answer : length] = ids[row, length - answer : length]
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
@@ -59,23 +57,16 @@ def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
     assert (gradients[0] - gradients[1]).norm() < 1e-4 * gradients[0].norm()
 
 
-def test_the_row_holds_every_distinct_beginning_once():
-    for rows in BATCHES.values():
-        batch = batch_of(rows)
-        tokens, _, _, place = pack(batch["input_ids"], batch["attention_mask"])
-        ids = batch["input_ids"].tolist()
-        lengths = [length for length, _, _ in rows]
-        beginnings = {tuple(t[: end + 1]) for t, length in zip(ids, lengths, strict=True) for end in range(length)}
-        assert len(tokens) == len(beginnings)
-        assert torch.equal(place >= 0, batch["attention_mask"].bool())
-        assert torch.equal(tokens[place][place >= 0], batch["input_ids"][place >= 0])
-
-
-def test_a_token_sees_its_own_beginning_and_nothing_else():
-    batch = batch_of(BATCHES["共通の先頭がある"])
-    _, positions, seen, place = pack(batch["input_ids"], batch["attention_mask"])
-    for chain in place:
-        chain = chain[chain >= 0].tolist()
+@pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
+def test_every_distinct_beginning_is_held_once_and_a_token_sees_its_own_beginning_only(rows):
+    batch = batch_of(rows)
+    ids, real = batch["input_ids"], batch["attention_mask"].bool()
+    tokens, positions, seen, place = pack(ids, batch["attention_mask"])
+    lengths = zip(ids.tolist(), real.sum(1).tolist(), strict=True)
+    assert len(tokens) == len({tuple(row[: end + 1]) for row, length in lengths for end in range(length)})
+    assert torch.equal(place >= 0, real) and torch.equal(tokens[place][real], ids[real])
+    for row in place:
+        chain = row[row >= 0].tolist()
         for end, query in enumerate(chain):
             assert set(seen[query].nonzero().flatten().tolist()) == set(chain[: end + 1])
             assert int(positions[query]) == end
