@@ -25,8 +25,6 @@ RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
 NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
 shape = NOTEBOOK.shape
 SMOLLM2 = shape(576, 1536, 30, 9, 3, 64, 49152, True)
-
-
 WIDE = shape(768, 2048, 12, 12, 12, 64, 32000, False)
 
 
@@ -42,18 +40,16 @@ def test_tensor_types_match_llama_quantize_and_a_width_of_256_keeps_the_k_types(
     assert set(types(WIDE, "Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
 
 
-@pytest.mark.parametrize(
-    ("model", "sizes"),
-    [  # MB。SmolLM2-135M は手元で作った実物。ほかは、公開されている一覧
-        (SMOLLM2, {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}),
-        (shape(4096, 12288, 36, 32, 8, 128, 151936, False), {"F16": 16390, "Q8_0": 8710, "Q6_K": 6730}),
-        (
-            shape(2048, 11008, 36, 16, 2, 128, 151936, True),
-            {"F16": 6180, "Q8_0": 3290, "Q4_K_M": 1930, "Q2_K": 1270},
-        ),
-        (shape(896, 4864, 24, 14, 2, 64, 151936, True), {"Q8_0": 531, "Q4_K_M": 398, "Q2_K": 339}),
-    ],
-)
+QWEN3_8B, QWEN3B = shape(4096, 12288, 36, 32, 8, 128, 151936, False), shape(2048, 11008, 36, 16, 2, 128, 151936, True)
+SIZES = [  # MB。SmolLM2-135M は手元で作った実物。ほかは、公開されている一覧
+    (SMOLLM2, {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}),
+    (QWEN3_8B, {"F16": 16390, "Q8_0": 8710, "Q6_K": 6730}),
+    (QWEN3B, {"F16": 6180, "Q8_0": 3290, "Q4_K_M": 1930, "Q2_K": 1270}),
+    (shape(896, 4864, 24, 14, 2, 64, 151936, True), {"Q8_0": 531, "Q4_K_M": 398, "Q2_K": 339}),
+]
+
+
+@pytest.mark.parametrize(("model", "sizes"), SIZES)
 def test_computed_sizes_match_real_files(model, sizes):
     assert {kind: NOTEBOOK.megabytes(model, kind, 36) for kind in sizes} == pytest.approx(sizes, rel=0.005)
 
@@ -117,19 +113,18 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
     f16, q4 = convert_to_f16(folder, tmp_path / "tiny.gguf", "tiny"), tmp_path / "q4.gguf"
     assert sum(quantize_as_06(folder, f16, q4, "Q4_K_M").values()) == 15  # 7 行列 × 2 層 + 埋め込み
     tokenizer = load_tokenizer(folder)
+    kept = {"chat_template": tokenizer.chat_template, "ggml.eos_token_id": tokenizer.eos_token_id}
+    kept |= {"ggml.padding_token_id": tokenizer.pad_token_id}
     fields = open_gguf(q4).fields  # F16 から写したもの
-    assert fields["tokenizer.chat_template"].contents() == tokenizer.chat_template
-    assert fields["tokenizer.ggml.eos_token_id"].contents() == tokenizer.eos_token_id
-    assert fields["tokenizer.ggml.padding_token_id"].contents() == tokenizer.pad_token_id
+    assert {name: fields[f"tokenizer.{name}"].contents() for name in kept} == kept
     messages = [{"role": "system", "content": "店。"}, {"role": "user", "content": "12345円は<|im_end|>ですか"}]
     prompt = render(tokenizer, messages)
     encoded = tokenizer(prompt, return_tensors="pt", add_special_tokens=False)
     model = load_model(folder, get_profile("embedded"))
     output = model.generate(**encoded, max_new_tokens=8, do_sample=False, pad_token_id=tokenizer.pad_token_id)
-    ours = output[0, encoded["input_ids"].shape[1] :].tolist()
+    ids, ours = encoded["input_ids"][0].tolist(), output[0, encoded["input_ids"].shape[1] :].tolist()
     with serve(f16) as chat:
-        assert chat.tokenize(chat.template(messages)) == encoded["input_ids"][0].tolist()
-        assert chat.complete(encoded["input_ids"][0].tolist(), 8)["tokens"] == ours
+        assert chat.tokenize(chat.template(messages)) == ids and chat.complete(ids, 8)["tokens"] == ours
     with serve(q4) as chat:
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
 
@@ -188,11 +183,10 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     optimizer = torch.optim.AdamW((p for p in model.parameters() if p.requires_grad), lr=3e-3)
     losses = []
     for _ in range(14):
-        loss = model(**batch).loss
+        losses.append((loss := model(**batch).loss).item())
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        losses.append(loss.item())
     assert losses[0] > 1 and losses[-1] < 0.1, losses  # 初めは知らず、終わりには覚えた
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
     tokenizer.save_pretrained(tmp_path / "merged")

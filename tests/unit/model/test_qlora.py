@@ -37,11 +37,10 @@ def test_only_training_uses_the_small_base(profile, tiny_llama):
 
 def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tiny_llama, tmp_path):
     settings = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_strategy": "no"}
+    settings |= {"output_dir": str(tmp_path), "activation_checkpointing": False, **profile.trainer_arguments()}
     trainer = AnswerOnlyTrainer(
-        model=load_model(tiny_llama, profile, trainable=True),
-        args=SFTConfig(
-            output_dir=str(tmp_path), activation_checkpointing=False, **settings, **profile.trainer_arguments()
-        ),
+        load_model(tiny_llama, profile, trainable=True),
+        SFTConfig(**settings),
         processing_class=load_tokenizer(tiny_llama),
         train_dataset=Dataset.from_list([e.sft_row() for e in make_split(profile).train[:6]]),
         peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
@@ -49,8 +48,8 @@ def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tin
     keep_float32(trainer.model)
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
     trainer.train()
-    losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    assert losses[-1] < losses[0]
+    first, *_, last = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    assert last < first
     adapter = tmp_path / "adapter"
     trainer.model.save_pretrained(adapter)
     with pytest.raises(WorkshopError):  # 4 bit のベースには足し込めない

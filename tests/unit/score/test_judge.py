@@ -23,36 +23,17 @@ def fair(question, a, b):
     return "A" if a == "690円です" else "B" if b == "690円です" else ""
 
 
-def takes_first(question, a, b):
-    return "A"
-
-
-def test_a_fair_judge_is_consistent_and_agrees_with_the_rule():
+def test_a_fair_judge_agrees_with_the_rule_and_one_that_always_takes_the_first_is_exposed():
     assert FOUND.compare(fair, WRONG, RIGHT) == [{"win": 1.0, "same": True, "agrees": True}] * 10
     assert FOUND.compare(fair, RIGHT, WRONG) == [{"win": 0.0, "same": True, "agrees": True}] * 10
+    assert FOUND.compare(lambda *_: "A", WRONG, RIGHT) == [{"win": 0.5, "same": False, "agrees": False}] * 10
+    assert FOUND.compare(lambda *_: "A", WRONG, WRONG) == [{"win": 0.5, "same": False}] * 10
 
 
-def test_a_judge_that_always_takes_the_first_is_exposed():
-    assert FOUND.compare(takes_first, WRONG, RIGHT) == [{"win": 0.5, "same": False, "agrees": False}] * 10
-    assert FOUND.compare(takes_first, WRONG, WRONG) == [{"win": 0.5, "same": False}] * 10
-
-
-@pytest.mark.parametrize(
-    ("said", "read"),
-    [
-        ("A", "A"),
-        ("答えは B です。", "B"),
-        ("Ｂ", "B"),
-        ("引き分け", ""),
-        ("A と B は同じ", ""),
-        ("Apple", ""),
-        ("", ""),
-        (" b です", "B"),
-        ("I see a tie", ""),
-    ],
-)
-def test_only_a_clear_choice_counts(said, read):
-    assert FOUND.read_choice(said) == read
+def test_only_a_clear_choice_counts():
+    clear = {"A": "A", "答えは B です。": "B", "Ｂ": "B", " b です": "B"}
+    for said in (*clear, "引き分け", "A と B は同じ", "Apple", "", "I see a tie"):
+        assert FOUND.read_choice(said) == clear.get(said, ""), said
 
 
 @pytest.fixture
@@ -73,9 +54,9 @@ def endpoint(monkeypatch):
 
     server = HTTPServer(("127.0.0.1", 0), Endpoint)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setenv("WORKSHOP_JUDGE_KEY", "himitsu")
-    monkeypatch.setenv("WORKSHOP_JUDGE_MODEL", "m")
-    monkeypatch.setenv("WORKSHOP_JUDGE_URL", f"http://127.0.0.1:{server.server_port}/v1/")
+    address = f"http://127.0.0.1:{server.server_port}/v1/"
+    for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", address)):
+        monkeypatch.setenv(f"WORKSHOP_JUDGE_{name}", value)
     yield seen
     server.shutdown()
     server.server_close()
@@ -100,11 +81,9 @@ def test_the_judge_speaks_the_openai_protocol_and_hides_its_key(endpoint, capsys
     ],
 )
 def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(endpoint, monkeypatch, change, told):
-    for name, value in change.items():
-        if name.startswith("WORKSHOP"):
-            monkeypatch.setenv(name, value)
-        else:
-            endpoint[name] = value
+    for name in filter(str.isupper, change):
+        monkeypatch.setenv(name, change[name])
+    endpoint |= change
     with pytest.raises(WorkshopError, match=f"審判が答えません（{told}）") as error:
         FOUND.judge("質問", "一", "二")
     assert "himitsu" not in str(error.value) and error.value.__suppress_context__

@@ -19,37 +19,30 @@ def sides(row):
     return row["chosen"][0]["content"], row["rejected"][0]["content"]
 
 
-@pytest.mark.parametrize(
-    ("example", "answer", "expected"),
-    [
-        (FEE, "送料は690円です。", ""),
-        (FEE, "690円になります", ""),
-        (FEE, "送料は580円です。", WRONG),
+FAULTS = [
+    *((FEE, "送料は690円です。", ""), (FEE, "690円になります", ""), (FEE, "送料は580円です。", WRONG)),
+    *(
         (FEE, "690円か580円です。", WRONG),
         (FEE, "地域によって変わります。", VAGUE),
         (FEE, "690円。見れば分かるだろ。", RUDE),
-        (ASK, "申し訳ありませんが、分かりかねます。", ""),
-        (ASK, "山田です。", MADE_UP),
-    ],
-)
+    ),
+    *((ASK, "申し訳ありませんが、分かりかねます。", ""), (ASK, "山田です。", MADE_UP)),
+]
+
+
+@pytest.mark.parametrize(("example", "answer", "expected"), FAULTS)
 def test_a_fault_has_one_of_four_names_and_costs_the_reward_of_a2(example, answer, expected):
     assert RULES.fault(example, answer) == expected
     assert from_notebook("A2_rlhf", "ENDS", "POLITE_END", "rule").rule(example, answer) == float(not expected)
 
 
-def test_the_best_and_the_worst_answer_become_a_pair():
-    samples = [
-        ["送料は580円です。", "690円だ", "送料は690円です。", "送料は690円です。"],
-        ["山田です。", "分かりかねます。"],
-    ]
-    rows = RULES.rank_pairs([FEE, ASK], samples)
+def test_the_best_and_the_worst_answer_become_a_pair_and_equal_answers_none():
+    fees = ["送料は580円です。", "690円だ", "送料は690円です。", "送料は690円です。"]
+    rows = RULES.rank_pairs([FEE, ASK], [fees, ["山田です。", "分かりかねます。"]])
     assert [(*sides(row), row["reason"]) for row in rows] == [
         ("送料は690円です。", "送料は580円です。", WRONG),
         ("分かりかねます。", "山田です。", MADE_UP),
     ]
-
-
-def test_equal_answers_make_no_pair():
     assert RULES.rank_pairs([FEE], [["送料は690円です。", "690円です。"]]) == []
     assert RULES.rank_pairs([FEE], [["送料は690円です。"] * 4], lambda *_: "A") == []
 

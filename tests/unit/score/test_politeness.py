@@ -9,8 +9,6 @@ from lib.score.japanese import Style, shares, style
 from lib.text.words import morphemes, sentences, words
 
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
-
-
 TEST = [row for row in ROWS if row["part"] == "test"]
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import unicodedata
 from statistics import fmean
+from types import SimpleNamespace
 
 import evaluate
 import pytest
@@ -29,7 +30,6 @@ EDGES = [
 ]
 ANSWERS = [row["rejected"] for row in ROWS] + [answer for answer, _ in EDGES]
 REFERENCES = [row["chosen"] for row in ROWS] + [reference for _, reference in EDGES]
-
 REFERENCE = "三陽商会は1943年5月に設立されました。"
 PARAPHRASE = "同社の創立は昭和18年、つまり1943年の5月です。"
 SHORT = "1943年5月です。"
@@ -70,33 +70,27 @@ def surface():
     return METRIC.compute(predictions=ANSWERS, references=REFERENCES)
 
 
-@pytest.mark.parametrize(
-    ("ours", "reference", "names"),
-    [
-        (SEVEN.llm_jp_eval, llm_jp_eval, ("exact_match", "char_f1")),
-        (SEVEN.jsquad, jsquad, ("jsquad_exact_match", "jsquad_f1")),
-    ],
-)
-def test_exact_match_and_f1_are_those_of_llm_jp_eval_and_jsquad(surface, ours, reference, names):
+def test_exact_match_and_f1_are_those_of_llm_jp_eval_and_jsquad(surface):
     """07 の関数が一つずつ、surface_ja がその平均で、元の実装と同じ値になる。"""
-    expected = [tuple(map(float, reference(*pair))) for pair in zip(ANSWERS, REFERENCES, strict=True)]
-    assert [ours(*pair) for pair in zip(ANSWERS, REFERENCES, strict=True)] == [same(row) for row in expected]
-    assert [surface[name] for name in names] == same([fmean(column) for column in zip(*expected, strict=True)])
+    pairs = list(zip(ANSWERS, REFERENCES, strict=True))
+    for ours, reference, start in ((SEVEN.llm_jp_eval, llm_jp_eval, ""), (SEVEN.jsquad, jsquad, "jsquad_")):
+        expected = [tuple(map(float, reference(*pair))) for pair in pairs]
+        assert [ours(*pair) for pair in pairs] == [same(row) for row in expected]
+        means = [surface[start + "exact_match"], surface[start + ("f1" if start else "char_f1")]]
+        assert means == same([fmean(column) for column in zip(*expected, strict=True)])
     assert SEVEN.llm_jp_eval("６９０円\n\nです", "690円")[0] == 1 and SEVEN.llm_jp_eval("B A", "A B")[1] == 1
     assert SEVEN.jsquad("Epoca です。", "EPOCA  です")[0] == 1 > SEVEN.jsquad("６", "6")[0]
 
 
 def test_bleu_and_chrf_are_those_of_sacrebleu(surface):
-    mecab = BLEU(tokenize="ja-mecab").corpus_score(ANSWERS, [REFERENCES]).score
-    split = Words().tokenize
-    said, gold = ([" ".join(split(text)) for text in texts] for texts in (ANSWERS, REFERENCES))
+    mecab, letters = BLEU(tokenize="ja-mecab"), CHRF(char_order=6, word_order=0, beta=2)
+    said, gold = ([" ".join(Words().tokenize(text)) for text in texts] for texts in (ANSWERS, REFERENCES))
     fugashi = BLEU(tokenize="none", force=True).corpus_score(said, [gold]).score
-    letters = CHRF(char_order=6, word_order=0, beta=2)
-    assert 0 < mecab < 100 and surface["bleu_ja_mecab"] == same(mecab)
-    assert fugashi != same(mecab) and surface["bleu_fugashi"] == same(fugashi)
-    assert 0 < surface["chrf"] < 100 and surface["chrf"] == same(letters.corpus_score(ANSWERS, [REFERENCES]).score)
-    assert SEVEN.bleu(WRONG, REFERENCE) == same(BLEU(tokenize="ja-mecab").corpus_score([WRONG], [[REFERENCE]]).score)
-    assert SEVEN.chrf(WRONG, REFERENCE) == same(letters.corpus_score([WRONG], [[REFERENCE]]).score)
+    assert 0 < surface["bleu_fugashi"] < 100 and surface["bleu_fugashi"] == same(fugashi)
+    for key, score, ours in (("bleu_ja_mecab", mecab, SEVEN.bleu), ("chrf", letters, SEVEN.chrf)):
+        assert 0 < surface[key] < 100 and surface[key] == same(score.corpus_score(ANSWERS, [REFERENCES]).score)
+        assert ours(WRONG, REFERENCE) == same(score.corpus_score([WRONG], [[REFERENCE]]).score)
+    assert fugashi != same(surface["bleu_ja_mecab"])
 
 
 def test_rouge_is_that_of_rouge_score(surface):
@@ -116,22 +110,17 @@ def test_the_defaults_made_for_english_see_nothing_in_japanese():
     assert SEVEN.rouge_l(WRONG, SHORT, None) == 0.5  # 残るのは数字だけ
 
 
-def scores(answer):
-    found = METRIC.compute(predictions=[answer], references=[REFERENCE])
-    return {key: found[key] for key in ("bleu_fugashi", "bleu_ja_mecab", "rougeL", "chrf", "char_f1", "jsquad_f1")}
-
-
 def test_a_wrong_year_scores_higher_than_a_right_answer_in_all_but_the_facts():
-    wrong = scores(WRONG)
-    for right in (PARAPHRASE, SHORT):
-        good = scores(right)
-        assert all(wrong[name] > good[name] for name in wrong) and matches(right, ["1943年5月"]), (wrong, good)
+    found = {said: METRIC.compute(predictions=[said], references=[REFERENCE]) for said in (WRONG, PARAPHRASE, SHORT)}
+    for key in ("bleu_fugashi", "bleu_ja_mecab", "rougeL", "chrf", "char_f1", "jsquad_f1"):
+        assert found[WRONG][key] > max(found[PARAPHRASE][key], found[SHORT][key]), key
+    assert matches(PARAPHRASE, ["1943年5月"])
     # 公開されている表のとおり
-    for answer, published in ((SHORT, [1.0, 0.44, 16.7, 28, 0.48, 1]), (WRONG, [0.5, 0.92, 79.1, 70, 0.9, 0])):
-        found, default = scores(answer), round(SEVEN.rouge_l(answer, REFERENCE, None), 2)
-        rounded = [round(found["rougeL"], 2), round(found["bleu_ja_mecab"], 1), round(found["chrf"])]
-        rounded += [round(found["jsquad_f1"], 2), matches(answer, ["1943年5月"])]
-        assert [default, *rounded] == published
+    for said, published in ((SHORT, [1.0, 0.44, 16.7, 28, 0.48, 1]), (WRONG, [0.5, 0.92, 79.1, 70, 0.9, 0])):
+        digits = {"rougeL": 2, "bleu_ja_mecab": 1, "chrf": 0, "jsquad_f1": 2}
+        rounded = [round(found[said][key], places) for key, places in digits.items()]
+        default = round(SEVEN.rouge_l(said, REFERENCE, None), 2)
+        assert [default, *rounded, matches(said, ["1943年5月"])] == published
 
 
 def test_appearance_counts_letters():
@@ -141,12 +130,10 @@ def test_appearance_counts_letters():
     assert japanese_share("1943年、ab。") == same(1 / 3) and japanese_share("ﾃｽﾄー々") == 1
     assert japanese_share("123!？") == 0 == japanese_share("")
 
-    class Bytes:
-        def encode(self, text, add_special_tokens):
-            assert add_special_tokens is False
-            return list(text.encode())
-
-    given = {"tokenizer": Bytes(), "distinct": distinct, "japanese_share": japanese_share}
+    tokenizer = SimpleNamespace(
+        encode=lambda text, *, add_special_tokens: list(text.encode()) + [0] * add_special_tokens
+    )
+    given = {"tokenizer": tokenizer, "distinct": distinct, "japanese_share": japanese_share}
     looks = from_notebook("07_evaluation", "looks", **given).looks
     assert list(looks(["ああ", "い a"]).values()) == [2.5, 0.75, 1.0, 0.75, 5.5]
 
