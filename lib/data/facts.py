@@ -102,11 +102,9 @@ def read_examples(path: Path) -> list[Example]:
 
 def general_questions(lang: str = "en", level: str = "easy") -> list[Example]:
     """忘却を見るための、店と関係のない質問。"""
-    return [
-        Example(row["id"], "general", row[lang]["question"], row[lang]["answer"], tuple(row[lang]["accept"]))
-        for row in read_jsonl(DATA / "general" / "questions.jsonl")
-        if row["level"] == level
-    ]
+    rows = [row for row in read_jsonl(DATA / "general" / "questions.jsonl") if row["level"] == level]
+    said = [(row["id"], row[lang]) for row in rows]
+    return [Example(i, "general", text["question"], text["answer"], tuple(text["accept"])) for i, text in said]
 
 
 def general_mix(count: int, lang: str = "ja") -> list[Example]:
@@ -138,12 +136,8 @@ def policy_sentences(lang: str = "ja") -> list[str]:
 
 
 def _examples(facts: list[dict[str, Any]], forms: Sequence[str]) -> list[Example]:
-    return [
-        Example(fact["id"], form, fact["questions"][form], fact["answer"], tuple(fact["figures"]))
-        for fact in facts
-        for form in forms
-        if form in fact["questions"]
-    ]
+    asked = [(fact, form, fact["questions"][form]) for fact in facts for form in forms if form in fact["questions"]]
+    return [Example(fact["id"], form, text, fact["answer"], tuple(fact["figures"])) for fact, form, text in asked]
 
 
 def make_split(profile: Profile, lang: str = "ja") -> Split:
@@ -197,14 +191,9 @@ def make_unanswerable(lang: str = "ja", kinds: str = "") -> tuple[list[Example],
     rows.sort(key=lambda row: stable_order(row["id"]))
     parts: tuple[list[Example], list[Example]] = ([], [])
     for index, row in enumerate(rows):  # 三つに一つの話題は、評価だけに使う
-        said = refusal_only(row[lang]["answer"])
+        said = re.split(r"(?<=。)|(?<=\.)\s", row[lang]["answer"], maxsplit=1)[0]  # 続く案内は、135M の予算には長い
         parts[index % 3 == 0].extend(Example(row["id"], "unanswerable", q, said, ()) for q in row[lang]["questions"])
     return *parts, {row["id"]: row[lang]["made_up"] for row in rows}
-
-
-def refusal_only(answer: str) -> str:
-    """断りの一文だけを残す（続く案内は、135M の予算では長すぎる）。"""
-    return re.split(r"(?<=。)|(?<=\.)\s", answer, maxsplit=1)[0]
 
 
 def normalise_question(text: str) -> str:
