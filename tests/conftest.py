@@ -217,17 +217,6 @@ def from_notebook(stage, *names, **given):
     return SimpleNamespace(**{name: space[name] for name in names})
 
 
-def own_rules():
-    """自分のデータの読み方と分け方（02）。ノートブックの関数のまま。"""
-    parts = ("WORDS", "must_say", "own_row", "group_facts", "hold_out", "say_split", "own_example", "own_train")
-    return from_notebook("02_dataset", *parts, "own_far", "own_asks", "language", "own_exams", "own_split")
-
-
-def own_split(path, profile):
-    """自分のデータを分ける（02）。"""
-    return own_rules().own_split(path, profile)
-
-
 def preference_rules():
     """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
     made = from_notebook(

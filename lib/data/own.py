@@ -10,9 +10,10 @@ import json
 import re
 import sys
 import tomllib
-from collections import Counter, namedtuple
+from collections import Counter, defaultdict, namedtuple
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from unicodedata import normalize
@@ -20,11 +21,14 @@ from unicodedata import normalize
 from pyarrow import parquet
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from lib.data.facts import DATA
+from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, stable_order
 from lib.errors import WorkshopError, command_line
 from lib.files import find_data
+from lib.profiles import Profile
 from lib.text.words import normalise_width
 
+OWN_SYSTEM = "質問に短く答えます。"
+"""自分のデータで、システム文が書かれていないときに使う文。"""
 TABLE = tomllib.loads((DATA / "own" / "checks.toml").read_text(encoding="utf-8"))
 """検査の表: 見る所 → 種類 → 程度・文・直し方・見つけ方。"""
 MARKS = {"error": "✋ エラー", "warning": "⚠ 警告", "note": "・ 注意"}
@@ -295,14 +299,73 @@ def check_file(source: str | Path) -> Report:
     return report
 
 
-def read_own(path: str | Path) -> list[Row]:
-    """実行が使う行。読めない行があれば、最初の一つの行番号を示す `WorkshopError`。"""
+def read_own(path: str | Path) -> list[Example]:
+    """実行が使う行。同じ `fact_id` の行は同じ事実。読めない行があれば、最初の一つの行番号を示す `WorkshopError`。"""
     report = Report(path)
     for wrong in report.problems:
         if wrong.level == "error":
             remedy = f"{wrong.remedy}（make check で全体を調べられます）"
             raise WorkshopError(wrong.message, remedy, f"{report.path}:{wrong.line} 行目")
-    return report.rows
+    return [_example(row) for row in report.rows]
+
+
+def _example(row: Row) -> Example:
+    said = [{"role": role, "content": normalise_width(text)} for role, text in row.said]
+    system = said.pop(0)["content"] if said[0]["role"] == "system" else OWN_SYSTEM
+    *history, asked, told = said
+    question, answer, words = asked["content"].strip(), told["content"].strip(), row.data.get("figures")
+    if isinstance(words, str):
+        words = [word.strip() for word in re.split(r"[、,;；|]", normalise_width(words)) if word.strip()]
+    # 正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。
+    words = words or re.findall(_WORDS["figure"]["pattern"], answer) or [answer.rstrip("。．. ")]
+    fact = stable_order(normalise_width(str(row.data.get("fact") or answer)))
+    return Example(f"own-{fact[:10]}", "as_is", question, answer, tuple(map(str, words)), system, tuple(history))
+
+
+def own_split(path: str | Path, profile: Profile) -> Split:
+    """自分のデータを、作り付けのデータと同じ形に分け、何件を教えるかを表示する。
+
+    事実の 1 割（少なくとも 1 件）は教えない（unseen）。残りは、言い回しを一つ far に残し、足りない例は前置きで
+    増やす。near と dev は、学習に出ない前置きを付けたもの。事実が 3 件に満たなければ `WorkshopError`。
+    """
+    groups: dict[str, dict[str, Example]] = defaultdict(dict)
+    for row in read_own(path):
+        groups[row.fact_id].setdefault(row.question, row)
+    facts = [list(groups[fact].values()) for fact in sorted(groups)]
+    if len(facts) < 3:
+        what = f"事実が {len(facts)} 件しかなく、学習とテストに分けられません"
+        raise WorkshopError(what, "答えの違う行を 3 件以上にしてください", path)
+    hidden, budget = max(1, len(facts) // 10), profile.train_facts * min(profile.train_forms, len(TRAIN_FORMS))
+    taught = facts[:-hidden][:budget]
+    if len(taught) + hidden < len(facts):
+        print(f"教える事実は、予算の {budget} 件だけを使います。")
+    print(f"事実 {len(facts)} 件のうち {len(taught)} 件を教え、{hidden} 件は教えません（unseen）。")
+    if any(len(rows) == 1 for rows in taught):
+        print("言い回しが一つだけの事実は、far も前置きで代えます。尋ね方を書き足すほど、点は信用できます。")
+    lang = "ja" if re.search("[ぁ-んァ-ヶ一-龠]", "".join(row.question for rows in taught for row in rows)) else "en"
+    count = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
+    train = [example for rows in taught for example in _training(rows, count, _WORDS["wrappers"][lang])]
+    dev_wrapper, (near_wrapper, far_wrapper) = _WORDS["wrappers_dev"][lang], _WORDS["wrappers_test"][lang]
+    dev = [_wrap(rows[0], "wrapped_dev", dev_wrapper) for rows in taught[:16]]  # 途中で何度も測るので、16 例まで
+    near = [_wrap(rows[0], "wrapped_test", near_wrapper) for rows in taught]
+    far = [
+        _wrap(rows[-1], "own_test") if len(rows) > 1 else _wrap(rows[0], "wrapped_test", far_wrapper) for rows in taught
+    ]
+    unseen = [_wrap(row, "own_test") for rows in facts[-hidden:] for row in rows]
+    # 回答不能な質問は、みなも堂のデータから、店と関係のない話題だけを借りる。
+    system = taught[0][0].system
+    asks = ([replace(e, system=system) for e in part] for part in make_unanswerable(lang, "out_of_domain")[:2])
+    return Split(train, dev, near, far, unseen, *asks)
+
+
+def _wrap(row: Example, form: str, wrapper: str = "{}") -> Example:
+    return replace(row, form=form, question=wrapper.format(row.question))
+
+
+def _training(rows: list[Example], count: int, wrappers: list[str]) -> list[Example]:
+    known = rows[:-1] or rows
+    wrapped = [_wrap(row, "wrapped", wrapper) for wrapper in wrappers for row in known]
+    return known + wrapped[: max(0, count - len(known))]
 
 
 def main() -> None:

@@ -40,7 +40,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "profiles": (90, set()),
     "run": (177, {"files", "profiles"}),
     "text": (378, set()),
-    "data": (538, {"files", "profiles", "text"}),
+    "data": (601, {"files", "profiles", "text"}),
     "model": (377, {"files", "profiles", "data", "text"}),
     "train": (415, {"files", "profiles", "model", "data", "run", "text"}),
     "score": (356, {"files", "profiles", "text", "data", "model", "run"}),

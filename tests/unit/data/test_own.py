@@ -14,12 +14,12 @@ from pathlib import Path
 
 import pandas
 import pytest
-from conftest import own_rules, own_split, preference_rules, python
+from conftest import preference_rules, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import DATA, FORM_LABELS, read_jsonl
-from lib.data.own import TABLE, Report, check_file, read_own
+from lib.data.own import TABLE, Report, check_file, own_split, read_own
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, find_data
 from lib.profiles import get_profile
@@ -28,7 +28,7 @@ from lib.score.answers import is_correct
 from lib.show.page import stage_summary
 from lib.text.words import normalise_width
 
-RULES, EMBEDDED = own_rules(), get_profile("embedded")
+EMBEDDED = get_profile("embedded")
 QA = {"question": "営業時間は？", "answer": "10時からです。"}
 U, A, S, OTHER = ("user", "質問"), ("assistant", "答え"), ("system", "窓口です。"), ("user", "別")
 CSV = '質問,回答\r\n"一行目\r\n二行目",はい\r\n三,"ほんの「""字""」, です"\r\n'
@@ -46,11 +46,6 @@ def save(path, rows):
     lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
     path.write_bytes("\n".join(lines).encode())
     return path
-
-
-def own(path):
-    """実行が学習に使う例。"""
-    return [RULES.own_row(row) for row in read_own(path)]
 
 
 def codes(path, *levels):
@@ -230,7 +225,7 @@ def survives(folder, suffix, raw):
     report.text().encode()
     assert path.read_bytes() == raw
     try:
-        assert len(own(path)) == len(report.rows)
+        assert len(read_own(path)) == len(report.rows)
     except WorkshopError as error:
         assert report.count("error") and "\n" not in str(error)
 
@@ -266,7 +261,7 @@ def test_ordinary_text_is_not_suspected_and_stays_byte_for_byte(tmp_path):
         assert codes(save(tmp_path / "a.jsonl", [ask(text)])) == [("no-licence", 0)], text
     for text in BROKEN["clean"]["plain"]:
         assert normalise_width(text).encode() == text.encode()
-        assert own(save(tmp_path / "a.jsonl", [ask(text)]))[0].question == text.strip()
+        assert read_own(save(tmp_path / "a.jsonl", [ask(text)]))[0].question == text.strip()
 
 
 def test_values_of_personal_data_never_reach_an_output(tmp_path):
@@ -318,7 +313,7 @@ def test_the_run_mends_the_width_that_the_check_lists(tmp_path, text, mended):
     raw = path.read_bytes()
     notes = [p for p in check_file(path).problems if p.level == "note" and " → " in p.message]
     assert {p.line for p in notes} == {1, 2} and all(p.code in TABLE["texts"] for p in notes)
-    first, second = own(path)
+    first, second = read_own(path)
     assert first.question == mended and second.answer == f"{mended}です" and second.figures == (mended,)
     assert path.read_bytes() == raw
 
@@ -429,7 +424,7 @@ def test_every_shape_becomes_the_same_question_and_answer(tmp_path):
         {"messages": [{"role": "system", "content": "係"}, *history]},
         {"messages": history, "fact": "F1", "キーワード": "円、500"},
     ]
-    got = own(save(tmp_path / "a.jsonl", rows))
+    got = read_own(save(tmp_path / "a.jsonl", rows))
     assert {row.answer for row in got} == {"500円"}
     assert [row.question for row in got] == ["送料は", "送料は", "送料\n\nは", *["送料は"] * 4]
     assert [row.system == "係" for row in got] == [n in (1, 5) for n in range(7)] and all(row.system for row in got)
@@ -440,7 +435,7 @@ def test_every_shape_becomes_the_same_question_and_answer(tmp_path):
 
 
 def test_a_school_csv_made_by_excel_becomes_a_split():
-    rows, split = own(SCHOOL), own_split(SCHOOL, EMBEDDED)
+    rows, split = read_own(SCHOOL), own_split(SCHOOL, EMBEDDED)
     assert len(rows) == 50
     taught, hidden = {e.fact_id for e in split.train}, {e.fact_id for e in split.unseen}
     assert len(taught) == 18 and len(hidden) == 2 and taught.isdisjoint(hidden)
