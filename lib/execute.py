@@ -31,7 +31,6 @@ from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
 from lib.show.page import stage_summary, write_index
 
 NOTEBOOKS = REPOSITORY / "notebooks"
-CELL_SECONDS = 3600  # 終わらないセル（ウィジェットが止める例がある）を、無限に待たない
 
 
 def scrub(text: str) -> str:
@@ -63,10 +62,8 @@ class LocalKernel(AsyncKernelManager):
     async def _async_launch_kernel(self, kernel_cmd: list[str], **settings: Any) -> None:
         await super()._async_launch_kernel(kernel_cmd, **{**settings, "stderr": self.log_stream})
 
-    _launch_kernel = _async_launch_kernel
 
-
-def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = CELL_SECONDS) -> Path:
+def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = 3600) -> Path:
     """ノートブックを画面なしで動かし、秘密の値を消した写しの場所を返す。失敗、時間切れ（秒）なら WorkshopError。"""
     target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -105,9 +102,9 @@ def _fingerprint(run: Run, stage: str) -> str:
     cells = read_json(NOTEBOOKS / f"{stage}.ipynb")["cells"]
     cells = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
     last = next((place for place, source in enumerate(cells) if "run.finish(" in source), len(cells))
-    code = hashlib.sha256("\0".join([*cells[: last + 1], *map(str, versions().items())]).encode()).hexdigest()
     path = data_path(run.data) if stage == "02_dataset" else None
-    return code + (f"+{file_sha256(path)}" if path else "")
+    code = "\0".join([*cells[: last + 1], *map(str, versions().items())])
+    return hashlib.sha256(code.encode()).hexdigest() + (f"+{file_sha256(path)}" if path else "")
 
 
 def run_all(run: Run, stages: list[str], index: bool = True) -> None:

@@ -23,7 +23,7 @@ from lib.profiles import MODELS, Profile, get_profile
 OUTPUTS = Path(os.environ.get("WORKSHOP_OUTPUTS") or REPOSITORY / "outputs").resolve()
 EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
-STAGES = ("01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference")
+STAGES: tuple[str, ...] = ("01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference")
 STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
@@ -83,8 +83,7 @@ class Run:
         for left in path.parent.glob(f".{path.name}.*"):  # 前の実行が kill -9 などで残した、書きかけ
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            work = Path(temporary) / "new"
-            work.mkdir()
+            (work := Path(temporary) / "new").mkdir()
             yield work
             write_manifest(work, self._identity(work))
             if path.exists():
@@ -129,7 +128,8 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         remedy = "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
         raise WorkshopError(f"実行の名前「{name}」は使えません", remedy)
-    folder, settings = (outputs or OUTPUTS) / name, {"profile": chosen.name, "seed": int(seed)}
+    folder = (outputs or OUTPUTS) / name
+    settings: dict[str, Any] = {"profile": chosen.name, "seed": int(seed)}
     if (folder / "run.json").exists():
         found = {"data": BUILT_IN, **read_json(folder / "run.json")}
         if found | settings != found or data not in ("", found["data"]):
@@ -139,12 +139,12 @@ def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path 
         return Run(folder, chosen, int(seed), found["data"])
     if folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
-    made = {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
+    settings |= {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
     try:
-        write_json(folder / "run.json", settings | made)
+        write_json(folder / "run.json", settings)
     except OSError as error:
         raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
-    return Run(folder, chosen, int(seed), made["data"])
+    return Run(folder, chosen, int(seed), settings["data"])
 
 
 def reopen(name: str, outputs: Path | None = None) -> Run:

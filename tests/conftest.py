@@ -58,9 +58,9 @@ def pytest_terminal_summary(terminalreporter):
         seconds = "  ".join(f"{name} {stage['seconds']:.0f}" for name, stage in read_json(record).items())
         say(f"smoke の所要（秒）: {seconds}")
     texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "lib").rglob("*.py")]
-    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines, files = sum(len(text.splitlines()) for text in texts), sum(map(bool, texts))
-    say(f"lib: {lines:,} 行、{files} ファイル、依存 {len(project['dependencies'])} 個")
+    needs = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
+    lines = sum(len(text.splitlines()) for text in texts)
+    say(f"lib: {lines:,} 行、{sum(map(bool, texts))} ファイル、依存 {len(needs)} 個")
     unseen = [report for report in terminalreporter.stats.get("skipped", []) if "Chromium" in str(report.longrepr)]
     if unseen:
         say(f"⚠ Chromium が無いので、画面のテスト {len(unseen)} 件を飛ばしました（.ci/run は入れてから走らせます）")
@@ -81,9 +81,8 @@ def window():
 def start(*arguments):
     """smoke プロファイルの実行を始める。"""
     command = [sys.executable, "-m", "lib.execute", "--profile", "smoke", *arguments]
-    return subprocess.Popen(
-        command, cwd=REPOSITORY, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, encoding="utf-8"
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
+    return subprocess.Popen(command, cwd=REPOSITORY, **pipes)
 
 
 def ran(*arguments, timeout=600):
@@ -95,7 +94,7 @@ def ran(*arguments, timeout=600):
 
 def python(*arguments, cwd=REPOSITORY, **more):
     """別の Python を走らせて、終わりまで待つ。"""
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, text=True, **more)
+    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, encoding="utf-8", **more)
 
 
 def refused(done, *words):
@@ -131,20 +130,13 @@ def make_tiny(folder, model_folder, family="Llama", width=64):
 
     torch.manual_seed(0)
     tokenizer = load_tokenizer(model_folder)
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": width // 4}
+    heads["query_pre_attn_scalar"] = width // 4  # Gemma だけが読む。llama.cpp は、頭の幅で割ると決めている
+    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
     config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")(
-        hidden_size=width,
-        intermediate_size=2 * width,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=width // 4,
-        query_pre_attn_scalar=width // 4,  # Gemma だけが読む。llama.cpp は、頭の幅で割ると決めている
-        vocab_size=len(tokenizer),
-        tie_word_embeddings=True,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
+        hidden_size=width, intermediate_size=2 * width, vocab_size=len(tokenizer), tie_word_embeddings=True,
+        **heads, **ids,
+    )  # fmt: skip
     getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
@@ -192,27 +184,18 @@ def exam_sheet(model, right, **more):
 
 
 def from_notebook(stage, *names, **given):
-    """ノートブックのセルで定義された関数や値を、そのセルだけを実行して取り出す。
+    """ノートブックの、これらの名前を定義するセルの import と定義だけを、上から順に実行して取り出す。
 
-    Args:
-        stage: ノートブックの名前（例 "02_dataset"）。
-        names: 取り出す名前。それを定義するセルの import と定義だけを、上から順に実行する。
-        given: そのセルが外から使う名前。
+    given は、そのセルが外から使う名前。
     """
     cells = json.loads((REPOSITORY / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
-    space = dict(given)
-    found = set()
-    for cell in cells:
-        if cell["cell_type"] != "code":
-            continue
+    space, found = dict(given), set()
+    for cell in (cell for cell in cells if cell["cell_type"] == "code"):
         body = ast.parse("".join(cell["source"])).body
-        defined = {name for node in body for name in _defines(node)}
-        wanted = [
-            node for node in body if isinstance(node, (ast.Import, ast.ImportFrom)) or _defines(node) & set(names)
-        ]
-        if defined & set(names):
+        if defined := {name for node in body for name in _defines(node)} & set(names):
+            wanted = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom)) or _defines(n) & defined]
             exec(compile(ast.Module(wanted, []), stage, "exec"), space)
-            found |= defined & set(names)
+            found |= defined
     assert found == set(names), f"{stage} に定義がありません: {set(names) - found}"
     return SimpleNamespace(**{name: space[name] for name in names})
 

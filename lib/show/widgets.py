@@ -16,14 +16,13 @@ TIE = "引き分け"
 
 
 def sliders(show: Callable[..., Any], **controls: Any) -> Any:
-    """引数をスライダーなどにして、動かすたびに `show` の表（`_repr_html_` を持つもの）か図を描き直す。
+    """つまみを動かすたびに、`show` の表（`_repr_html_` を持つもの）か図を描き直す。初めの値は引数の既定値。
 
-    `controls` は、引数の名前 → (最小, 最大[, 刻み])、選ぶものの列、または部品を作る関数。初めの値は引数の既定値。
+    `controls` は、引数の名前 → (最小, 最大[, 刻み])、選ぶものの列、または部品を作る関数。
     """
     if os.environ.get("WORKSHOP_HEADLESS"):
         return None
-    made = ipywidgets.interactive.widget_from_abbrev
-    parts = {name: given() if callable(given) else made(given) for name, given in controls.items()}
+    made, parts = ipywidgets.interactive.widget_from_abbrev, dict[str, Any]()
     page = ipywidgets.HTML().add_class("jp-RenderedHTMLCommon")  # JupyterLab の表の見た目
 
     def redraw(_: Any = None) -> None:
@@ -31,7 +30,8 @@ def sliders(show: Callable[..., Any], **controls: Any) -> Any:
         figure = hasattr(shown, "savefig") and print_figure(shown, base64=True)
         page.value = f'<img alt="図" src="data:image/png;base64,{figure}">' if figure else shown._repr_html_()
 
-    for name, part in parts.items():
+    for name, given in controls.items():
+        parts[name] = part = given() if callable(given) else made(given)
         part.value, part.description = inspect.signature(show).parameters[name].default, name
         part.style.description_width, part.layout.width = "7em", "min(42em, 95%)"
         part.observe(redraw, names="value")

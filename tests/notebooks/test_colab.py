@@ -8,14 +8,12 @@ from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
-import nbformat
 import pytest
 from conftest import refused
 from maintain.address import BADGE, address, readdress
 
 from lib import bootstrap
 from lib.files import REPOSITORY, read_json
-from lib.show.page import notebook_html
 
 NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("*.ipynb"))
 CLONE = address().split("/")[1]
@@ -28,27 +26,22 @@ def setup_cell(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.stem)
-def test_the_badge_opens_this_very_notebook(path):
+def test_the_badge_opens_this_very_notebook_and_the_setup_is_short_and_the_same(path):
     cells = read_json(path)["cells"]
-    first = cells[0]
-    assert f"]({BADGE.format(address(), path.name)})" in "".join(first["source"])
-    assert first["metadata"]["tags"] == ["badge"]
-    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
-    place = code.index(setup_cell(path))
-    assert f"https://github.com/{address()}" in code[place] and f'"{CLONE}/lib/bootstrap.py"' in code[place]
+    assert f"]({BADGE.format(address(), path.name)})" in "".join(cells[0]["source"])
+    assert cells[0]["metadata"]["tags"] == ["badge"]
+    code, setup = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"], setup_cell(path)
+    assert setup == setup_cell(NOTEBOOKS[0]) and len(setup.splitlines()) <= 8
+    assert f"https://github.com/{address()}" in setup and f'"{CLONE}/lib/bootstrap.py"' in setup
     data = ", data=DATA" if path.stem == "02_dataset" else ""
     opened = f"run = open_run(PROFILE, RUN, SEED{data})\nprofile = run.profile\nprint(run)"
-    assert code[place + 1] == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"
-
-
-def test_the_setup_cell_is_short_and_the_same_everywhere():
-    assert len({setup_cell(path) for path in NOTEBOOKS}) == 1
-    assert len(setup_cell(NOTEBOOKS[0]).splitlines()) <= 8
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
-    assert f"colab.research.google.com/github/{address()}/blob/main/notebooks/" in text
+    after = code[code.index(setup) + 1]
+    assert after == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"
 
 
 def test_a_new_address_reaches_every_link(tmp_path):
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    assert f"colab.research.google.com/github/{address()}/blob/main/notebooks/" in text
     path = tmp_path / NOTEBOOKS[0].name
     path.write_bytes(NOTEBOOKS[0].read_bytes())
     assert readdress(path, "someone/elsewhere") and not readdress(path, "someone/elsewhere")
@@ -56,13 +49,6 @@ def test_a_new_address_reaches_every_link(tmp_path):
     assert address() not in text and text.count("someone/elsewhere") == 2
     cell = setup_cell(NOTEBOOKS[0]).replace(address(), "someone/elsewhere").replace(CLONE, "elsewhere")
     assert setup_cell(path) == cell
-
-
-def test_the_badge_is_left_out_of_the_offline_page(tmp_path):
-    cells = [nbformat.from_dict(cell) for cell in read_json(NOTEBOOKS[1])["cells"][:2]]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "two.ipynb")
-    page = notebook_html(tmp_path / "two.ipynb", tmp_path / "page.html").read_text(encoding="utf-8")
-    assert "colab-badge" not in page and "ファインチューニングとは何か" in page
 
 
 # make test の環境には lib が入れてある。それを見えなくして、入れていない人と同じにする。
@@ -93,7 +79,7 @@ def instead(url, asked):
 def published(tmp_path):
     """いまの作業木と同じ中身のリポジトリと、公開先の代わりにそれを取らせる git の設定。"""
     source = tmp_path / "published"
-    listed = ["git", "ls-files", "-co", "--exclude-standard", "lib", "constraints.txt", "pyproject.toml"]
+    listed = ["git", "ls-files", "-co", "--exclude-standard", "lib", "data/*.toml", "constraints.txt", "pyproject.toml"]
     for name in subprocess.check_output(listed, cwd=REPOSITORY, text=True).split():
         if (REPOSITORY / name).exists():
             (source / name).parent.mkdir(parents=True, exist_ok=True)
@@ -150,10 +136,6 @@ def test_missing_parts_are_one_sentence_and_no_clone(tmp_path, published):
     assert not (tmp_path / "published" / CLONE).exists()
 
 
-def test_without_the_network_one_sentence_is_shown(tmp_path):
-    refused(open_alone(tmp_path, **instead("file:///nowhere/", "https://github.com/")), "✋")
-
-
 @pytest.fixture
 def pip(monkeypatch):
     """pip を呼ぶ所を控えるだけにする。"""
@@ -194,6 +176,7 @@ def test_a_replaced_module_in_use_asks_for_a_restart_and_a_failed_install_is_one
 
 def test_the_cell_needs_only_python_and_pip_to_begin(tmp_path, published):
     """何も入っていない Python では、足りない部品を入れるところまで進み、入れられなければ一文で止まる。"""
+    refused(open_alone(tmp_path, **instead("file:///nowhere/", "https://github.com/")), "✋")
     venv.create(tmp_path / "bare", symlinks=True)
     told = open_alone(tmp_path, tmp_path / "bare" / "bin" / "python", **published)
     refused(told, "部品を入れられません")

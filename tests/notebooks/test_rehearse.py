@@ -1,14 +1,13 @@
 """発表を本当に通す: 45 分に収まり、スライドは 1 ファイルで、本物のブラウザで 1280×720 に収まる。"""
 
 import re
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import nbformat
 import pytest
+from conftest import python
 
-from lib.files import REPOSITORY, read_json
+from lib.files import read_json
 from lib.run import OUTPUTS
 from lib.talk.deck import write_deck
 from lib.talk.plan import load_plan
@@ -20,8 +19,7 @@ RUN = "pytest-rehearse"
 @pytest.fixture(scope="module")
 def rehearsal():
     """発表を一度通した結果（画面の出力と終了コード）。"""
-    command = [sys.executable, "-m", "lib.talk.rehearse", "--run", RUN]
-    return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, encoding="utf-8", timeout=600)
+    return python("-m", "lib.talk.rehearse", "--run", RUN, timeout=600)
 
 
 def cell(seconds, *tags):
@@ -35,11 +33,9 @@ def test_seconds_are_counted_per_section():
 
 def test_the_report_says_what_does_not_fit():
     plan = load_plan()
-    quick = [9.0, *[1.0] * 8]
-    table, fits = report(plan, quick)
+    table, fits = report(plan, [9.0, *[1.0] * 8])
     assert fits and "話す前の準備: 9 秒" in table and "45.0" in table
-    slow = [9.0, *[1.0] * 3, 60 * 9.0, *[1.0] * 4]
-    table, fits = report(plan, slow)
+    table, fits = report(plan, [9.0, *[1.0] * 3, 60 * 9.0, *[1.0] * 4])
     assert not fits and re.search(r"4\. 実演\s+← 収まらない", table)
     tight = [0.0, *[60 * (section["minutes"] - section["spoken"]) for section in plan["sections"]]]
     table, fits = report(plan, tight)

@@ -59,23 +59,19 @@ def test_a_short_or_harmless_value_is_left_alone(monkeypatch):
     assert scrub("false-value short") == "false-value short"
 
 
-def test_a_second_run_in_the_same_folder_is_refused(tmp_path, monkeypatch):
+def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
     run = open_run("smoke", "planted", outputs=tmp_path / "outputs")
     with only_one(run.folder):
         only_one(run.folder)  # 自分のノートブックが上流を作るとき
         refused(run_planted(tmp_path, "1", WORKSHOP_RUN_HELD=""), "いま走っています")
         assert not (run.folder / "notebooks").exists()
-    assert run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="").returncode == 0
-
-
-def test_the_lock_of_a_killed_process_is_free(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
     code = "import os, pathlib, signal; from lib.execute import only_one\n"
-    code += f"with only_one(pathlib.Path({str(tmp_path)!r})): os.kill(os.getpid(), signal.SIGKILL)"
-    assert python("-c", code).returncode == -9 and (tmp_path / "lock").exists()
-    with only_one(tmp_path):
-        pass
+    code += f"with only_one(pathlib.Path({str(run.folder)!r})): os.kill(os.getpid(), signal.SIGKILL)"
+    assert python("-c", code, env={**os.environ, "WORKSHOP_RUN_HELD": ""}).returncode == -9
+    run.stage("01_concepts")  # 途中まで進んだ段
+    result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
+    assert result.returncode == 0 and "途中の成果物があります" in result.stdout
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
@@ -86,8 +82,7 @@ def test_a_full_disk_is_one_sentence(tmp_path):
 
 
 def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(tmp_path):
-    result = run_planted(tmp_path, "1/0")
-    assert result.returncode == 1 and "ZeroDivisionError" in result.stderr and "01_concepts のセル" in result.stderr
+    refused(run_planted(tmp_path, "1/0"), "ZeroDivisionError", "01_concepts のセル")
     folder = tmp_path / "outputs" / "planted"
     assert (folder / "notebooks" / "01_concepts.ipynb").exists() and read_json(folder / "stages.json") == {}
     assert not (folder / "01_concepts" / "metrics.json").exists()
@@ -100,9 +95,3 @@ def test_a_cell_past_its_time_names_notebook_cell_and_seconds(tmp_path):
     (cell,) = [number for number, cell in enumerate(place, 1) if "sleep" in "".join(cell["source"])]
     refused(done, "2 秒たっても終わりません", f"01_concepts のセル {cell}）")
     assert "書き込めません" not in done.stderr
-
-
-def test_an_unfinished_stage_is_announced(tmp_path):
-    open_run("smoke", "planted", outputs=tmp_path / "outputs").stage("01_concepts")
-    result = run_planted(tmp_path, "1")
-    assert result.returncode == 0 and "途中の成果物があります" in result.stdout

@@ -17,11 +17,6 @@ NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0[1-7]_*.ipynb"))
 NUMBERS = sorted(EXERCISES)
 
 
-@pytest.fixture(autouse=True)
-def no_miss_yet():
-    MISSED.clear()
-
-
 @cache
 def section(path):
     """「練習」から後ろのセル。"""
@@ -52,8 +47,8 @@ def run(code, capsys):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_every_notebook_ends_with_at_least_four_numbered_exercises(path):
-    """「練習」は段を終えた後にあるので、書きかけの答えが指標に触れることはない。"""
+def test_every_notebook_ends_with_four_exercises_friendly_when_empty_and_right_when_solved(path, capsys):
+    """「練習」は段を終えた後にあるので、書きかけの答えは指標に触れない。ほかのセルなしで、上から実行できる。"""
     cells = nbformat.read(path, as_version=4).cells
     finished = next(i for i, cell in enumerate(cells) if "run.finish(" in cell.source)
     exercise = section(path)
@@ -64,17 +59,11 @@ def test_every_notebook_ends_with_at_least_four_numbered_exercises(path):
     assert exercise[2].source.startswith("from lib.show.exercises import check\n")
     for number, cell in zip(found, exercise[2::2], strict=True):
         assert cell.source.endswith(f'\ncheck("{number}", answer_{number.replace(".", "_")})')
-
-
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_empty_exercises_are_friendly_and_solved_ones_pass(path, capsys):
-    """配ったままの「練習」と、全部の解答例を書き込んだ「練習」を、ほかのセルなしで、一つの名前空間で上から実行する。"""
-    code = [cell.source for cell in section(path) if cell.cell_type == "code"]
-    said = run("\n".join(code), capsys).splitlines()
+    code = [cell.source for cell in exercise if cell.cell_type == "code"]
+    said = run("\n".join(code), capsys).splitlines()  # 配ったままの「練習」と、解答例を書き込んだ「練習」
     assert len(said) == len(code) and all("まだ答えがありません" in line for line in said)
-    numbers = [number for number in NUMBERS if number[0] == path.name[1]]
-    said = run("\n".join(filled(number, EXERCISES[number]["solution"]) for number in numbers), capsys)
-    assert [line.split(":")[0] for line in said.splitlines()] == [f"✓ 練習 {number}" for number in numbers]
+    said = run("\n".join(filled(number, EXERCISES[number]["solution"]) for number in found), capsys)
+    assert [line.split(":")[0] for line in said.splitlines()] == [f"✓ 練習 {number}" for number in found]
 
 
 @pytest.mark.parametrize("number", NUMBERS)
@@ -116,13 +105,9 @@ class Strange:
     __hash__ = None
 
 
-def leaves(*_):
-    sys.exit(3)
-
-
 @pytest.mark.parametrize("number", NUMBERS)
 def test_no_answer_makes_a_traceback(number, capsys):
-    functions = [fails, leaves, lambda: 0, lambda *a: a.append, lambda *_: Strange()]
+    functions = [fails, lambda *_: sys.exit(3), lambda: 0, lambda *a: a.append, lambda *_: Strange()]
     for answer in [*functions, Strange(), Strange, "", [], {}, -1j, float("nan")]:
         MISSED.clear()
         check(number, answer)

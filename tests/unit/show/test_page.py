@@ -94,14 +94,16 @@ def test_the_index_links_what_was_run_under_the_heading_of_its_notebook(run):
     assert "済み" in (run.folder / "html" / "07_evaluation.html").read_text(encoding="utf-8")
 
 
-def test_parameters_and_set_up_are_folded_and_nothing_else(tmp_path):
+def test_parameters_and_set_up_are_folded_and_the_badge_is_left_out(tmp_path):
     tags = [["parameters"], ["injected-parameters"], ["setup"], []]
+    badge = nbformat.v4.new_markdown_cell("![colab](https://x/badge.svg)", metadata={"tags": ["badge"]})
     cells = [nbformat.v4.new_code_cell(f"x = {n}", metadata={"tags": found}) for n, found in enumerate(tags)]
-    nbformat.write(nbformat.v4.new_notebook(cells=cells), tmp_path / "a.ipynb")
+    nbformat.write(nbformat.v4.new_notebook(cells=[badge, *cells]), tmp_path / "a.ipynb")
     page = notebook_html(tmp_path / "a.ipynb", tmp_path / "a.html").read_text(encoding="utf-8")
     folded = [piece.partition("</details>")[0] for piece in page.split("<details")[1:]]
     assert len(folded) == 3 and all(f'<span class="mi">{n}</span>' in piece for n, piece in enumerate(folded))
     assert '<span class="mi">3</span>' in page.rpartition("</details>")[2] and "<details open" not in page
+    assert "badge.svg" not in page
 
 
 def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama):

@@ -28,11 +28,7 @@ pieces = from_notebook("02_dataset", "pieces").pieces
 learning_rates = from_notebook("04_lora_sft", "learning_rates", math=math).learning_rates
 smallest_fit = from_notebook("06_merge_to_gguf", "smallest_fit").smallest_fit
 side_by_side = from_notebook("07_evaluation", "side_by_side").side_by_side
-IMPORTS = {"HTML": HTML, "ToggleButtons": ToggleButtons, "escape": escape, "partial": partial}
 NASTY = "<img src=x onerror=alert(1)>"
-
-
-RATE = partial(FloatLogSlider, min=-5, max=-2)
 
 
 @pytest.fixture
@@ -89,23 +85,17 @@ def test_the_smallest_that_fits_is_chosen():
     assert [smallest_fit(table, *limits) for limits in asked] == ["Q8", "Q4", "Q2", None, "F16"]
 
 
-def results(question="名入れは何日？"):
-    row = {"part": "near", "question": question, "reference": "16日です。"}
-    return {
-        "学習前": [{**row, "answer": NASTY, "correct": False}],
-        "SFT": [{**row, "answer": "16日です。", "correct": True}],
-    }
-
-
 def test_kept_answers_stand_side_by_side_as_plain_text():
-    found = side_by_side(results(NASTY), {"near": "取り置き"})
-    assert list(found) == [f"取り置き: {NASTY}"]
-    assert found[f"取り置き: {NASTY}"]["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
-    page = picture("chat.html", **found[f"取り置き: {NASTY}"]).data
+    row = {"part": "near", "question": NASTY, "reference": "16日です。"}
+    results = {"学習前": [{**row, "answer": NASTY, "correct": False}]}
+    results["SFT"] = [{**row, "answer": "16日です。", "correct": True}]
+    ((name, found),) = side_by_side(results, {"near": "取り置き"}).items()
+    assert name == f"取り置き: {NASTY}" and found["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
+    page = picture("chat.html", **found).data
     assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗") < page.index("SFT ✓")
     assert "<img" not in picture("token_boxes.html", pieces=[(NASTY, 1, False)], caption=NASTY).data
     with pytest.raises(AssertionError, match="並び"):
-        side_by_side({**results(), "DPO": results("別の質問")["SFT"]}, {"near": "取り置き"})
+        side_by_side({**results, "DPO": [{**results["SFT"][0], "question": "別の質問"}]}, {"near": "取り置き"})
 
 
 def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
@@ -113,6 +103,7 @@ def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
 
 
 CONTROLS = {"rank": (1, 9), "ratio": (0.0, 1.0, 0.01), "model": ["a", "b"]}
+RATE = partial(FloatLogSlider, min=-5, max=-2)
 
 
 def line(peak=1e-3):
@@ -146,7 +137,8 @@ def test_votes_are_blind_kept_and_counted(tmp_path, screen):
     assert "SFT の勝率 100.0% [88" in win_rate(again)
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
-    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders, **IMPORTS)
+    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders, HTML=HTML,
+                         ToggleButtons=ToggleButtons, escape=escape, partial=partial)  # fmt: skip
     buttons, page = made.vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
     left = again.sides(31)[0]
