@@ -65,6 +65,7 @@ class LocalKernel(AsyncKernelManager):
 
 def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = 3600) -> Path:
     """ノートブックを画面なしで動かし、秘密の値を消した写しの場所を返す。失敗、時間切れ（秒）なら WorkshopError。"""
+    # 時間の上限は、終わらないセル（ウィジェットが止める例がある）を無限に待たないため。
     target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
     target.parent.mkdir(parents=True, exist_ok=True)
     os.environ["WORKSHOP_HEADLESS"] = "1"  # 触る部品を出さない（lib.show.widgets）

@@ -83,7 +83,8 @@ class Run:
         for left in path.parent.glob(f".{path.name}.*"):  # 前の実行が kill -9 などで残した、書きかけ
             shutil.rmtree(left, ignore_errors=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as temporary:
-            (work := Path(temporary) / "new").mkdir()
+            work = Path(temporary) / "new"
+            work.mkdir()
             yield work
             write_manifest(work, self._identity(work))
             if path.exists():

@@ -46,7 +46,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "score": (356, {"files", "profiles", "text", "data", "model", "run"}),
     "export": (306, {"files", "model"}),
     "show": (282, {"files", "profiles", "run", "score", "data"}),
-    "execute": (191, {"files", "run", "model", "show"}),
+    "execute": (192, {"files", "run", "model", "show"}),
     "talk": (
         550,
         {"files", "profiles", "run", "data", "model", "text", "score", "export", "show", "train", "execute"},
