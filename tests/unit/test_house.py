@@ -38,7 +38,7 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
     "errors": (31, set()),
     "files": (102, set()),
     "profiles": (90, set()),
-    "run": (177, {"files", "profiles"}),
+    "run": (178, {"files", "profiles"}),
     "text": (378, set()),
     "data": (601, {"files", "profiles", "text"}),
     "model": (377, {"files", "profiles", "data", "text"}),
@@ -54,9 +54,8 @@ HOUSE: dict[str, tuple[int, set[str]]] = {
 }
 
 
-SUMS = {"core": (9631 - 1464, 75), "talk": (550, 5)}
+SUMS = {"core": (3366, 28), "talk": (550, 5)}
 """(行, 空でないファイル) の和の上限。下がるだけ。"""
-HIDDEN_IMPORTS = 17
 STARTED = {"execute", "export"}
 
 
@@ -97,14 +96,14 @@ def test_every_room_keeps_its_ceiling_and_its_neighbours():
 def test_lib_is_imported_at_the_top_of_a_file_and_started_in_two_places():
     # torch や transformers のような重い部品は、使う所で import してよい。lib どうしは、いつもファイルの先頭で。
     inside = [f"{file}: {node.name}" for file, node in PARTS for _ in imported(node)]
-    assert len(inside) <= HIDDEN_IMPORTS, inside
+    assert not inside, inside
     started = {room_of(path) for path, text in MODULES.items() if re.search(r'"-m",\s*("lib\.|__name__)', text)}
     assert started <= STARTED, started
 
 
 def test_most_functions_are_short_and_public_ones_have_docstrings():
     long = [f"{file}: {node.name}" for file, node in PARTS if node.end_lineno - node.lineno + 1 > 45]
-    assert len(long) <= 3, long
+    assert not long, long
     public = [
         node for tree in TREES.values() for node in tree.body if isinstance(node, (ast.FunctionDef, ast.ClassDef))
     ]
