@@ -7,14 +7,12 @@ import codecs
 import json
 import re
 import tomllib
-import zipfile
 from dataclasses import replace
-from io import BytesIO
 from pathlib import Path
 
 import pandas
 import pytest
-from conftest import preference_rules, python
+from conftest import one_sentence, preference_rules, python
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -74,30 +72,16 @@ def garbled(text, codec, errors="strict"):
     return text.encode().decode(codec, errors)
 
 
-HIRAGANA = "こんにちは、元気です。"
 BROKEN = tomllib.loads(Path(__file__).with_name("broken.toml").read_text(encoding="utf-8"))
 DEEP = ["[" * 100_000, '{"a":' * 100_000, f'{{"a": {"9" * 5000}}}']
-MOJIBAKE = [
-    garbled(HIRAGANA, "latin-1"),
-    garbled("東京", "latin-1"),
-    garbled("テスト", "cp1252"),
-    "caf\u00c3\u00a9です",
-]
-MOJIBAKE += [garbled("こんにちは", "cp932"), garbled("東京", "cp932"), garbled("文字化け", "cp932", "replace")]
-MOJIBAKE += ["こ\ufffdにちは", garbled(HIRAGANA, "cp932", "ignore"), "確認：" + garbled("こんにちは", "cp932")]
 # 3 行目に置く壊れた行: 種類 → 一件の列
-THIRD = [*BROKEN["lines"].items(), *BROKEN["rows"].items(), ("json", DEEP), ("mojibake", [ask(t) for t in MOJIBAKE])]
+THIRD = [*BROKEN["lines"].items(), *BROKEN["rows"].items(), ("json", DEEP)]
+THIRD += [(code, [ask(text) for text in texts]) for code, texts in BROKEN["garbled"].items()]
 THIRD += [(code, [ask(f"これは{run}です") for run in runs]) for code, runs in BROKEN["seen"].items()]
 CELLS = "question,answer\na,b\n"
 # バイトで書くもの、長いもの: (名前, 中身, 種類, 行)
 FILES = [
     ("huge-cell.csv", CELLS + "c," + "あ" * 200_000 + "\n", "quote", 3),
-    ("cp932.csv", "質問,回答\r\nあ,い\r\nう\r\n".encode("cp932"), "ragged", 3),
-    ("cp932-cut.csv", "質問,回答\r\nあ,い\r\nう,".encode("cp932") + b"\x82", "encoding", 3),
-    ("utf16.csv", "質問,回答\r\nあ,い\r\nう\r\n".encode("utf-16"), "ragged", 3),
-    ("half.csv", "質問,回答\r\nあ,い".encode("utf-16") + b"\x42", "encoding", 2),
-    ("utf8-cut.csv", "質問,回答\nあ,い\nう,".encode() + b"\xe3\x81", "encoding", 3),
-    ("utf8-in-cell.csv", "質問,回答\nあ,い\n".encode() + b'"\n\xe3",b\n', "encoding", 4),
     ("flip.jsonl", third(ask("東西南")).replace("西".encode(), b"\xe3\xff\x84"), "encoding", 3),
     ("latin.jsonl", third(ask("caf_")).replace(b"_", b"\xe9"), "encoding", 3),
     ("euc.jsonl", third(ask("あいう")).replace("あいう".encode(), "日本語".encode("euc_jp")), "encoding", 3),
@@ -109,34 +93,10 @@ FILES = [
     ("mixed.jsonl", third(chat(U, A)), "mixed-format", 3),
     ("lines.json", third(QA), "suffix", 1),
     ("deep.json", "[\n\n" + "[" * 100_000, "json", 1),
-    ("bytes.json", '[\n{"question": "あああ", "answer": "b"},\n{"question": "'.encode() + b'\xe3"}]', "encoding", 3),
     *[(name, *case) for name, case in BROKEN["files"].items()],
 ]
-
-
-def zipped():
-    stream = BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        archive.writestr("xl/workbook.xml", b"\0" * 5000)
-    return stream.getvalue()
-
-
-# 一件も読めないファイル: (名前, 中身, 伝える言葉)
-UNREADABLE = [
-    ("empty.jsonl", b"", "空です"),
-    ("blank.csv", b" \r\n\n", "空です"),
-    ("bom.jsonl", b"\xef\xbb\xbf", "空です"),
-    ("header.csv", b"question,answer\n", "データの行が一つもありません"),
-    ("none.json", b"[]", "データの行が一つもありません"),
-    ("picture.jsonl", b"\x89PNG\r\n\x1a\n" + bytes(range(256)) * 4, "テキストではありません"),
-    ("book.csv", zipped(), "テキストではありません"),
-    ("utf16-no-bom.csv", "質問,回答\r\na,b\r\n".encode("utf-16-le"), "テキストではありません"),
-    ("text.txt", b"a", "読めるのは"),
-    ("book.xlsx", zipped(), "読めるのは"),
-    ("no-suffix", b"a", "読めるのは"),
-    ("a.parquet", b"PAR1 but not really", ".parquet として読めません"),
-    ("b.parquet", b"", ".parquet として読めません"),
-]
+for name, (text, codec, more, *place) in BROKEN["bytes"].items():
+    FILES.append((name, text.encode(codec) + more.encode("latin-1"), *place))
 LOCATED = [(f"row-{i}.jsonl", third(bad), code, 3) for code, rows in THIRD for i, bad in enumerate(rows)] + FILES
 
 
@@ -151,11 +111,11 @@ def test_a_broken_file_is_located(tmp_path, name, content, code, line):
         assert {p.line for p in report.problems if p.level == "error"} <= {3}, report.text()
 
 
-@pytest.mark.parametrize(("name", "content", "words"), UNREADABLE, ids=[case[0] for case in UNREADABLE])
-def test_an_unreadable_file_is_told_in_one_sentence(tmp_path, name, content, words):
-    with pytest.raises(WorkshopError, match=words) as caught:
-        check_file(write(tmp_path, name, content))
-    assert name in str(caught.value) and "\n" not in str(caught.value)
+@pytest.mark.parametrize("name", BROKEN["unreadable"])
+def test_an_unreadable_file_is_told_in_one_sentence(tmp_path, name):
+    content, codec, words = BROKEN["unreadable"][name]
+    with one_sentence(name, words):
+        check_file(write(tmp_path, name, content.encode(codec)))
 
 
 def test_places_that_are_not_files(tmp_path):
@@ -184,28 +144,22 @@ _TURNS = st.lists(st.fixed_dictionaries({"role": _ROLES, "content": st.text(max_
 _ROW = st.dictionaries(st.sampled_from(_KEYS), _VALUES | _TURNS | st.text(max_size=20), max_size=6)
 
 
-@st.composite
-def mutated(draw):
-    suffix = draw(SUFFIXES)
-    raw = bytearray(VALID[suffix])
-    for _ in range(draw(st.integers(1, 4))):
-        raw[draw(st.integers(0, len(raw) - 1))] = draw(st.integers(0, 255))
+def damaged(suffix, cut, flips):
+    """正しいファイルを `cut` バイトで切り、(場所, バイト) の列を書き替えたもの。"""
+    raw = bytearray(VALID[suffix][:cut])
+    for place, byte in flips:
+        raw[place % len(raw)] = byte
     return suffix, bytes(raw)
-
-
-@st.composite
-def truncated(draw):
-    suffix = draw(SUFFIXES)
-    return suffix, VALID[suffix][: draw(st.integers(0, len(VALID[suffix])))]
 
 
 def jsonl(rows):
     return ".jsonl", "\n".join(map(json.dumps, rows)).encode()
 
 
+_FLIP = st.tuples(st.integers(0, 200), st.integers(0, 255))
 GENERATED = {
-    "flip": mutated(),
-    "cut": truncated(),
+    "flip": st.builds(damaged, SUFFIXES, st.none(), st.lists(_FLIP, min_size=1, max_size=4)),
+    "cut": st.builds(damaged, SUFFIXES, st.integers(0, 150), st.just([])),
     "bytes": st.tuples(SUFFIXES, st.binary(max_size=200)),
     "text": st.tuples(SUFFIXES, st.text('",\n\r\t{}[]:あaｱ\\\0 ', max_size=60).map(str.encode)),
     "json": st.lists(_ROW, min_size=1, max_size=4).map(jsonl),
@@ -241,7 +195,7 @@ def test_hundreds_of_generated_files_never_crash(tmp_path, cases):
         survives(tmp_path, *case)
 
     run()
-    assert len(LOCATED) + len(UNREADABLE) >= 200 and len({case[1] for case in LOCATED}) >= 190
+    assert len(LOCATED) + len(BROKEN["unreadable"]) >= 200 and len({case[1] for case in LOCATED}) >= 190
     assert len(seen) >= 40
 
 
@@ -301,12 +255,7 @@ def test_a_long_list_is_shortened(tmp_path):
     assert report.text().count("Ｑ → Q") == 50 and "ほかに 10 件" in report.text()
 
 
-WIDTHS = {"ﾎﾟｲﾝﾄ｡": "ポイント。", "ｶﾞｲﾄﾞは Ａ４ です": "ガイドは A4 です", "１８か月": "18か月", "カﾞ": "ガ"}
-
-
-@pytest.mark.parametrize(
-    ("text", "mended"), [*WIDTHS.items(), ("か\u3099くせいハ\u309aン", "がくせいパン"), ("ー1ｰ", "ー1ー")]
-)
+@pytest.mark.parametrize(("text", "mended"), BROKEN["widths"].items())
 def test_the_run_mends_the_width_that_the_check_lists(tmp_path, text, mended):
     assert normalise_width(text) == mended == normalise_width(mended)
     path = save(tmp_path / "a.jsonl", [ask(text), {**ask(f"{text}二", f"{text}です"), "figures": text}])
@@ -391,25 +340,9 @@ def test_parquet(tmp_path):
     assert str(rows[0].data["made"]).startswith("2026-01-02") and not check_file(path).count("error")
 
 
-FORMS = {
-    "qa": [QA, {"質問": "a", "回答": "b"}, {"質問": "a", "答え": "b"}, {"問い": "a", "答え": "b"}, {"Q": "a", "A": "b"}]
-    + [{" Ｑｕｅｓｔｉｏｎ ": "a", "ANSWER": "b"}],
-    "instruction": [
-        {"instruction": "要約", "input": "", "output": "要約です。"},
-        {"指示": "a", "入力": "b", "出力": "c"},
-    ]
-    + [{"instruction": "a", "output": "b", "system": "c"}],
-    "prompt_completion": [{"prompt": "a", "completion": "b"}, {"prompt": turns(U), "completion": turns(A)}],
-    "messages": [chat(U, A)],
-    "preference": [{"prompt": "質問", "chosen": "良い", "rejected": "悪い"}]
-    + [{"prompt": turns(U), "chosen": turns(A), "rejected": turns(A)}],
-    "不明": [{"text": "a"}, {"question": "a"}, {}],
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", BROKEN["forms"])
 def test_formats_are_recognised_by_their_columns(tmp_path, form):
-    assert {row.form for row in Report(save(tmp_path / "a.jsonl", FORMS[form])).rows} == {form}
+    assert {row.form for row in Report(save(tmp_path / "a.jsonl", BROKEN["forms"][form])).rows} == {form}
 
 
 def test_every_shape_becomes_the_same_question_and_answer(tmp_path):
