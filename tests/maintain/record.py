@@ -6,6 +6,7 @@
 import argparse
 import statistics
 import time
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -20,25 +21,8 @@ EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
 SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
 # 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
 _LEAST_SHARE = 0.03
-# 丸め誤差の指標は「これ以下ならよい」で、値そのものに意味はない。
-_UPPER_BOUNDS = {
-    "01_concepts.lora_max_difference": 1e-5,
-    "01_concepts.merge_max_difference": 1e-4,
-    "04_lora_sft.loss_difference": 1e-5,
-    "05_preference.dpo_loss_difference": 1e-4,
-    "06_merge_to_gguf.merge_logit_difference": 1e-4,  # 倍精度どうしの差。正規化の層の float32 で 1e-5 ほど残る
-    "06_merge_to_gguf.saved_logit_difference": 1e-3,  # float32 に丸めたあと。シード 0 で 3e-5 だった
-    "06_merge_to_gguf.merge_probability_difference": 1e-4,
-    "06_merge_to_gguf.size_error": 0.01,
-}
-_RECORDED = {
-    "base_near_accuracy": "学習前: 取り置きの言い回し",
-    "sft_near_accuracy": "SFT: 取り置きの言い回し",
-    "sft_far_accuracy": "SFT: 別の言葉での質問",
-    "sft_unseen_accuracy": "SFT: 教えていない事実",
-    "sft_general_accuracy": "SFT: 一般の質問",
-    "dpo_unanswerable_accuracy": "SFT + DPO: 断れた率",
-}
+_TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
+_UPPER_BOUNDS, _RECORDED = _TABLES["upper_bounds"], _TABLES["recorded"]
 
 
 def collect(run: Run) -> dict[str, float]:
