@@ -1,4 +1,4 @@
-"""ファインチューニング実践ワークショップの裏方。学習者が理解すべきものはノートブックに書き、気を散らすものだけを置く。"""
+"""教材の裏方。import は下へだけ: talk→execute→show→score・train・export→model→data→run→text・profiles・files。"""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""足りない部品を入れる。標準ライブラリだけで動く。準備のセルが実行する（手では `python lib/bootstrap.py`）。"""
+"""足りない Python パッケージを入れる。標準ライブラリだけで動き、準備のセルが実行する。"""
 
 import importlib
 import re

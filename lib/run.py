@@ -1,4 +1,4 @@
-"""一回の実行の作業場 `outputs/<run>/`。段ごとに成果物を壊れない形で書く。`metrics.json` が「終わった」印になる。"""
+"""一回の実行のフォルダ `outputs/<run>/` の読み書き（ノートブックを動かすのは execute）。`metrics.json` が終わりの印。"""
 
 import hashlib
 import json

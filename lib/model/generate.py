@@ -1,4 +1,4 @@
-"""まとめて貪欲に答えさせる。1 問ずつより CPU でも数倍速い。"""
+"""モデルに、たくさんの質問をバッチで貪欲法で答えさせる。1 問ずつより CPU でも数倍速い。"""
 
 import copy
 from collections.abc import Sequence

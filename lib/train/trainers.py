@@ -1,4 +1,4 @@
-"""バッチを一列に並べる: 同じ先頭を二度計算せず、パディングも計算しない。"""
+"""SFT と選好学習の Trainer。パディングを計算せず、同じ先頭を一度だけ計算するように、バッチを一列に並べる。"""
 
 from collections.abc import Sequence
 from types import SimpleNamespace

@@ -1,4 +1,4 @@
-"""事実の一致。この教材の主役。`evaluate.load(このファイルのパス)` で読む（ハブはいらない）。"""
+"""事実の一致（規則は `lib.text.quantities`）を `evaluate` の形に包む。`evaluate.load(このファイルのパス)` で読む。"""
 
 import evaluate
 from datasets import Features, List, Value

@@ -1,4 +1,4 @@
-"""正解の文との、文字と語の似かた（日本語）。`evaluate.load(このファイルのパス)` で読む。計算は 07 が一つずつ見せる。"""
+"""正解の文との、文字と語の一致度。`evaluate.load(このファイルのパス)` で読む。計算はノートブック 07 が見せる。"""
 
 from collections import Counter
 from statistics import fmean
