@@ -1,4 +1,4 @@
-"""一回の実行のフォルダ `outputs/<run>/` の読み書き（ノートブックを動かすのは execute）。`metrics.json` が終わりの印。"""
+"""一回の実行のフォルダ `outputs/<run>/` の読み書き（動かすのは execute）。`metrics.json` が完了の印。"""
 
 import hashlib
 import json
