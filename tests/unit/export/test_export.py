@@ -156,10 +156,8 @@ def one_more_word(folder):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (replaced_tokenizer, "トークナイザの分け方を知りません"),
-        (read_as_qwen2, "トークナイザの分け方を知りません"),
-        (nobodys_shape, "この形のモデルを知りません"),
-        (one_more_word, "語彙が、モデルの埋め込みより多い"),
+        *((spoil, "トークナイザの分け方を知りません") for spoil in (replaced_tokenizer, read_as_qwen2)),
+        *((nobodys_shape, "この形のモデルを知りません"), (one_more_word, "語彙が、モデルの埋め込みより多い")),
     ],
 )
 def test_a_model_that_cannot_be_converted_is_refused_in_one_sentence(tmp_path, tiny_copy, spoil, said):

@@ -44,9 +44,8 @@ def test_fifty_starts_leave_no_process_port_or_thread(tiny_gguf):
 def test_no_other_page_may_read_the_answers(tiny_gguf):
     with serve(tiny_gguf) as chat:
         for method, path in (("GET", "/v1/models"), ("OPTIONS", "/v1/chat/completions")):
-            request = urllib.request.Request(
-                chat.address + path, None, {"Origin": "https://evil.example"}, method=method
-            )
+            address, origin = chat.address + path, {"Origin": "https://evil.example"}
+            request = urllib.request.Request(address, None, origin, method=method)
             with urllib.request.urlopen(request, timeout=5) as response:
                 assert response.headers["Access-Control-Allow-Origin"] not in ("*", "https://evil.example", "null")
                 assert response.headers["Access-Control-Allow-Credentials"] != "true"

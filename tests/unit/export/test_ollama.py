@@ -73,9 +73,7 @@ TALKS = ([SYSTEM, USER], [SYSTEM, USER, {"role": "assistant", "content": "はい
         (None, "bot", ["テンプレート（GGUF）"], "fatal"),
     ],
 )
-def test_hf_gguf_and_modelfile_read_the_same_tokens_or_it_is_said(
-    model_folder, tiny_gguf, template, turn, wrong, level
-):
+def test_hf_gguf_modelfile_read_the_same_tokens_or_it_is_said(model_folder, tiny_gguf, template, turn, wrong, level):
     """06 の関数のまま。違う GGUF は止め、違う Modelfile は書かない。turn は、答える側の役の名前。"""
     tokenizer = load_tokenizer(model_folder)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant", f"<|im_start|>{turn}")

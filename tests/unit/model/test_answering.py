@@ -14,12 +14,7 @@ from lib.model.load import load_model, load_tokenizer
 from lib.profiles import get_profile
 
 RULES = "\n".join(f"規則{number}: 品物{number}の送料は{number * 7 + 100}円です。" for number in range(20))
-QUESTIONS = [
-    "品物3の送料は？",
-    "品物 12 を送ってもらうと、いくらかかりますか。",
-    "送料",
-    "もし品物7を選んだら何円ですか？",
-]
+QUESTIONS = ["品物3の送料は？", "品物 12 を送ってもらうと、いくらですか。", "送料", "もし品物7を選んだら何円ですか？"]
 
 
 @pytest.fixture(scope="module")
@@ -31,14 +26,11 @@ def tiny(tiny_llama):
     return model, load_tokenizer(tiny_llama), profile
 
 
-def prompts_of(tokenizer):
-    system = {"role": "system", "content": RULES}
-    return [render(tokenizer, [system, {"role": "user", "content": question}]) for question in QUESTIONS]
-
-
 def test_a_prefix_read_once_gives_the_same_answers(tiny, monkeypatch):
     model, tokenizer, profile = tiny
-    prompts, reads, original = prompts_of(tokenizer), [], answering._read
+    system = {"role": "system", "content": RULES}
+    prompts = [render(tokenizer, [system, {"role": "user", "content": question}]) for question in QUESTIONS]
+    reads, original = [], answering._read
     monkeypatch.setattr(answering, "_read", lambda *given: reads.append(len(given[1])) or original(*given))
     fast = answer_prompts(model, tokenizer, prompts, profile)
     assert len(reads) == 1 and reads[0] > 200  # 一度だけ読んだ
@@ -48,11 +40,7 @@ def test_a_prefix_read_once_gives_the_same_answers(tiny, monkeypatch):
     monkeypatch.setattr(answering, "_WORTH_KEEPING", 16)
     answer_prompts(model, tokenizer, QUESTIONS, profile)
     assert len(reads) == 1, "短い先頭は、覚えない"
-
-
-def test_one_prompt_and_equal_prompts_keep_a_token_to_read(tiny):
-    model, tokenizer, profile = tiny
-    prompts = prompts_of(tokenizer)
+    # 一つだけでも、同じ問いだけでも、読む語が 1 つは残る
     alone = answer_prompts(model, tokenizer, prompts[:1], profile)
     assert answer_prompts(model, tokenizer, [prompts[0]] * 3, profile) == alone * 3
     assert answer_prompts(model, tokenizer, [], profile) == []

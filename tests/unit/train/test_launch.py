@@ -18,14 +18,14 @@ def environment_of(name):
 
 
 @pytest.mark.parametrize("name, kind", [("ddp.yaml", DistributedType.MULTI_GPU), ("fsdp.yaml", DistributedType.FSDP)])
-def test_accelerate_reads_the_configuration(name, kind):
+def test_accelerate_reads_the_configuration_and_builds_what_it_describes(monkeypatch, name, kind):
     config = load_config_from_file(str(LAUNCH / name))
     assert config.distributed_type == kind and config.num_processes == 2 and not config.use_cpu
-    assert environment_of(name)["ACCELERATE_MIXED_PRECISION"] == "bf16"
-
-
-def test_the_sharded_configuration_builds_the_plugin_it_describes(monkeypatch):
-    for key, value in environment_of("fsdp.yaml").items():
+    environment = environment_of(name)
+    assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    if kind != DistributedType.FSDP:
+        return
+    for key, value in environment.items():
         monkeypatch.setenv(key, value)
     plugin = FullyShardedDataParallelPlugin()
     assert plugin.fsdp_version == 2 and plugin.reshard_after_forward is True

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 from conftest import from_notebook
-from datasets import Dataset
-from peft import LoraConfig, get_peft_model
+from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from trl import DPOConfig, DPOTrainer, SFTConfig
+from train_tiny import lora, losses_of, make_trainer
+from trl import DPOTrainer
 
 from lib.errors import WorkshopError
 from lib.files import read_json, write_json
@@ -25,8 +25,6 @@ from lib.train.trainers import AnswerOnlyTrainer
 from lib.train.watch import LossMonitor
 
 PROFILE = get_profile("embedded")
-COMMON = {"max_length": 256, "activation_checkpointing": False, **PROFILE.trainer_arguments()}
-LORA = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
 SYSTEM = {"role": "system", "content": "店の窓口です。"}
 
 
@@ -43,17 +41,20 @@ def tiny(tiny_llama):
     return SimpleNamespace(folder=tiny_llama, tokenizer=load_tokenizer(tiny_llama))
 
 
-def base(tiny, **lora):
+def base(tiny, *targets, **more):
+    """乱数のモデル。対象を渡すと、LoRA を付ける。"""
     model = load_model(tiny.folder, PROFILE)
-    return get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", r=4, **lora)) if lora else model
+    return get_peft_model(model, lora(target_modules=list(targets), **more)) if targets else model
 
 
-def trainer_of(tiny, folder, rows=ROWS, lora=LORA, watched=True, **settings):
+def adapted(tiny):
+    return get_peft_model(base(tiny), lora())
+
+
+def trainer_of(tiny, folder, rows=ROWS, watched=True, adapter=None, **settings):
     monitor = [LossMonitor("試し")] if watched else []
-    data, config = Dataset.from_list(rows), {"output_dir": str(folder), **COMMON, **settings}
-    kind, arguments = (AnswerOnlyTrainer, SFTConfig) if "completion" in rows[0] else (DPOTrainer, DPOConfig)
-    common = {"train_dataset": data, "processing_class": tiny.tokenizer, "peft_config": lora, "callbacks": monitor}
-    return kind(model=str(tiny.folder), args=arguments(**config), **common)
+    kind, settings = AnswerOnlyTrainer if "completion" in rows[0] else DPOTrainer, {"max_length": 256, **settings}
+    return make_trainer(tiny.folder, folder, rows, kind, adapter or lora(), monitor, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -61,17 +62,15 @@ def trainer(tiny, tmp_path_factory):
     return trainer_of(tiny, tmp_path_factory.mktemp("trainer"))
 
 
-@pytest.fixture(scope="module")
-def sound(trainer):
-    """問題の無い学習の、検査の名前 → 見つけたこと。"""
-    return {finding.check: finding for finding in check.before_training(trainer, ROWS, ["返品の期限は？"])}
-
-
 def levels(findings):
     return {finding.check: finding.level for finding in findings}
 
 
-def test_a_sound_training_passes_every_check_in_five_seconds(trainer, capsys):
+def named(name, findings):
+    return next(finding for finding in findings if finding.check == name)
+
+
+def test_a_sound_training_passes_every_check_in_five_seconds(tiny, trainer, tmp_path, capsys):
     start = time.monotonic()
     found = check.before_training(trainer, ROWS, ["返品の期限は？"])
     assert time.monotonic() - start < 5
@@ -79,9 +78,7 @@ def test_a_sound_training_passes_every_check_in_five_seconds(trainer, capsys):
     require(found)
     assert len(capsys.readouterr().out.splitlines()) == len(found)
     assert all(p.grad is None for p in trainer.model.parameters()) and not trainer._metrics["train"]
-
-
-def test_a_preference_training_is_read_the_same_way(tiny, tmp_path):
+    # 選好の学習も、同じように読む
     rows = [{"prompt": r["prompt"], "chosen": r["completion"], "rejected": ROWS[0]["completion"]} for r in ROWS[1:]]
     found = levels(check.before_training(trainer_of(tiny, tmp_path, rows, watched=False), rows))
     assert found.pop("損失の見張り") == "warning" and set(found.values()) == {"ok"}, found
@@ -98,7 +95,7 @@ def test_a_fatal_finding_stops_in_one_sentence_and_a_warning_does_not(capsys):
 # 一つずつ: (名前, 問題のある例, 問題の無い例)。どちらも (tiny, 作業フォルダ, 良い Trainer) から Finding を作る。
 # 問題の無い例が None なら、良い Trainer の、同じ名前の検査。
 def adapter(tiny, folder, change=None):
-    base(tiny, target_modules="all-linear").save_pretrained(folder)
+    adapted(tiny).save_pretrained(folder)
     if change:
         path = folder / "adapter_model.safetensors"
         save_file(change(load_file(path)), path)
@@ -126,7 +123,7 @@ def supervised(trainer, name, **changes):
     """Trainer の部品を替えて、その検査をする。"""
     parts = {key: getattr(trainer, key) for key in ("train_dataset", "data_collator", "processing_class")}
     fake = SimpleNamespace(**{**parts, **changes})
-    return next(f for f in supervision(fake.processing_class, list(collated(fake, ROWS))) if f.check == name)
+    return named(name, supervision(fake.processing_class, list(collated(fake, ROWS))))
 
 
 def without_eos(trainer, rows):
@@ -136,17 +133,13 @@ def without_eos(trainer, rows):
     return batch
 
 
-def mapped(trainer, change):
-    return trainer.train_dataset.map(lambda row: dict(zip(("input_ids", "labels"), change(row), strict=True)))
+def relabelled(trainer, name, change):
+    """学習データの列を作り直して、その検査をする。change は、(トークン, ラベル) → 新しい (トークン, ラベル)。"""
 
+    def both(row):
+        return dict(zip(("input_ids", "labels"), change(row["input_ids"], row["labels"]), strict=True))
 
-def extra_bos(trainer):
-    bos = trainer.processing_class.bos_token_id
-    return mapped(trainer, lambda row: ([bos, *row["input_ids"]], [-100, *row["labels"]]))
-
-
-def nothing_counted(trainer):
-    return mapped(trainer, lambda row: (row["input_ids"], [-100] * len(row["labels"])))
+    return supervised(trainer, name, train_dataset=trainer.train_dataset.map(both))
 
 
 def cut_short(tiny, folder, trainer):
@@ -158,8 +151,7 @@ def cut_short(tiny, folder, trainer):
 def vanished(tiny, folder, trainer):
     """質問だけで max_length を使い切ると、TRL はその例を黙って捨てる。"""
     long = [row(1, "長い話。" * 80), *ROWS[1:]]
-    found = check.before_training(trainer_of(tiny, folder, long, max_length=64), long)
-    return next(finding for finding in found if finding.check == "切り詰め")
+    return named("切り詰め", check.before_training(trainer_of(tiny, folder, long, max_length=64), long))
 
 
 def other_template(tiny):
@@ -183,8 +175,8 @@ def broken_loss(trainer, value):
     return check.first_step(fake)
 
 
-def tied(tiny, *targets, **lora):
-    return check.tied_embeddings(base(tiny, target_modules=list(targets), **lora))
+def tied(tiny, *targets, **more):
+    return check.tied_embeddings(base(tiny, *targets, **more))
 
 
 same_logits = from_notebook("A3_failure_lab", "same_logits").same_logits
@@ -199,10 +191,10 @@ CASES = [
     ("truncated", cut_short, None),
     ("dropped", vanished, None),
     ("eos-lost", lambda t, f, g: supervised(g, "EOS", data_collator=partial(without_eos, g)), None),
-    ("bos-twice", lambda t, f, g: supervised(g, BOS, train_dataset=extra_bos(g)), None),
+    ("bos-twice", lambda t, f, g: relabelled(g, BOS, lambda ids, labels: ([ids[0], *ids], [-100, *labels])), None),
     ("template-differs", lambda t, f, g: supervised(g, TEMPLATE, processing_class=other_template(t)), None),
     ("loss-on-prompt", lambda t, f, g: supervised(trainer_of(t, f, completion_only_loss=False), "損失の範囲"), None),
-    ("nothing-counted", lambda t, f, g: supervised(g, "損失の範囲", train_dataset=nothing_counted(g)), None),
+    ("nothing-counted", lambda t, f, g: relabelled(g, "損失の範囲", lambda ids, _: (ids, [-100] * len(ids))), None),
     ("tied-embedding", lambda t, f, g: tied(t, "q_proj", "embed_tokens"), lambda t, f, g: tied(t, "q_proj")),
     ("tied-head", lambda t, f, g: tied(t, "q_proj", modules_to_save=["lm_head"]), lambda t, f, g: tied(t, "up_proj")),
     ("quantized-base", lambda t, f, g: quantized_base(t), lambda t, f, g: check.quantized(base(t))),
@@ -211,14 +203,15 @@ CASES = [
     ("no-gradient", lambda t, f, g: broken_loss(g, torch.detach), None),
     ("nan-loss", lambda t, f, g: broken_loss(g, lambda loss: loss * float("nan")), None),
     ("leak", lambda t, f, g: check.leaks(["送料は？"], ["送料は?"]), None),
-    ("fp16", lambda t, f, g: check.precision(base(t, target_modules="all-linear").half()), None),
+    ("fp16", lambda t, f, g: check.precision(adapted(t).half()), None),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("bad", "good"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
-def test_each_check_trips_on_the_bad_case_and_not_on_the_good_one(tiny, trainer, sound, tmp_path, bad, good):
+def test_each_check_trips_on_the_bad_case_and_not_on_the_good_one(tiny, trainer, tmp_path, bad, good):
     wrong = bad(tiny, tmp_path / "bad", trainer)
-    right = good(tiny, tmp_path / "good", trainer) if good else sound[wrong.check]
+    sound = [] if good else check.before_training(trainer, ROWS, ["返品の期限は？"])
+    right = good(tiny, tmp_path / "good", trainer) if good else named(wrong.check, sound)
     assert wrong.level == "fatal" and wrong.remedy and wrong.found, wrong
     assert right.level == "ok" and not right.remedy and wrong.check == right.check, right
 
@@ -247,7 +240,7 @@ def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
     monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny.folder))
     local, place = replace(PROFILE, sources=("local",)), tmp_path / "adapter"
     with open_run("smoke", "a", outputs=tmp_path).making(place) as work:
-        base(tiny, target_modules="all-linear").save_pretrained(work)
+        adapted(tiny).save_pretrained(work)
     load_model(place, local)
     record = read_json(place / "manifest.json")
     assert record["base"] and record["versions"]["torch"] and record["sha256"]["adapter_model.safetensors"]
@@ -274,13 +267,13 @@ def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
 
 
 def test_checking_first_does_not_change_the_training(tiny, tmp_path):
-    losses, lora = [], LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=0.1, target_modules="all-linear")
+    losses = []
     for checked in (False, True):
         torch.manual_seed(0)
         settings = {"max_steps": 3, "learning_rate": 1e-2, "seed": 0, "save_strategy": "no"}
-        trainer = trainer_of(tiny, tmp_path, lora=lora, **settings)
+        trainer = trainer_of(tiny, tmp_path, adapter=lora(lora_dropout=0.1), **settings)
         if checked:
             check.before_training(trainer, ROWS)
         trainer.train()
-        losses.append([row["loss"] for row in trainer.state.log_history if "loss" in row])
+        losses.append(list(losses_of(trainer).values()))
     assert losses[0] == losses[1] and len(set(losses[0])) > 1

@@ -8,15 +8,13 @@ import sys
 
 import pytest
 import torch
-from datasets import Dataset
-from peft import LoraConfig
+from train_tiny import lora, make_trainer
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
-from trl import SFTConfig, SFTTrainer
+from trl import SFTTrainer
 
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
-from lib.model.load import load_tokenizer, peak_memory, prepare_cpu
-from lib.profiles import get_profile
+from lib.model.load import peak_memory, prepare_cpu
 from lib.train.watch import LossMonitor, last_checkpoint, resume_point
 
 
@@ -96,17 +94,12 @@ def test_changed_settings_or_data_never_continue_the_old_training(tmp_path, caps
 @pytest.mark.parametrize("patience", [1, 2, 3])
 def test_early_stopping_counts_rises_in_a_row_and_restores_the_best(tiny_llama, tmp_path, patience):
     """検証損失を台本どおりに返す Trainer で、n 回続いた所で止まり、最良の重みに戻ることを見る。"""
-    rows = Dataset.from_list([{"prompt": f"{i} は", "completion": f"{i} です。"} for i in range(8)])
-    config = SFTConfig(
-        output_dir=str(tmp_path), max_steps=len(SCRIPT), per_device_train_batch_size=4, learning_rate=5e-3,
-        eval_strategy="steps", eval_steps=1, save_strategy="steps", save_steps=1, save_total_limit=2, seed=0,
-        load_best_model_at_end=True, activation_checkpointing=False, **get_profile("smoke").trainer_arguments(),
-    )  # fmt: skip
-    trainer = Scripted(
-        str(tiny_llama), config, train_dataset=rows, eval_dataset=rows, processing_class=load_tokenizer(tiny_llama),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
-        callbacks=[EarlyStoppingCallback(early_stopping_patience=patience)],
-    )  # fmt: skip
+    rows = [{"prompt": f"{i} は", "completion": f"{i} です。"} for i in range(8)]
+    settings = {"max_steps": len(SCRIPT), "per_device_train_batch_size": 4, "learning_rate": 5e-3, "seed": 0}
+    settings |= {"eval_strategy": "steps", "eval_steps": 1, "save_strategy": "steps", "save_steps": 1}
+    settings |= {"save_total_limit": 2, "load_best_model_at_end": True, "tested": rows, "adapter": lora()}
+    stop = EarlyStoppingCallback(early_stopping_patience=patience)
+    trainer = make_trainer(tiny_llama, tmp_path, rows, Scripted, callbacks=[stop], **settings)
     trainer.train()
     stopped = {1: 3, 2: 6, 3: 7}[patience]  # 上がった回数は、最良を更新するたびに数え直す
     best = min(SCRIPT[:stopped])

@@ -1,4 +1,4 @@
-"""test_resume が別のプロセスで動かす、乱数の小さなモデルの学習（配管の検査用）。
+"""乱数の小さなモデルの学習（配管の検査用）。test_resume は、これを別のプロセスで動かす。
 
 使い方: python tests/unit/train/train_tiny.py モデル 出力先 1 ステップごとに休む秒 1 台あたりのバッチ dropout
 """
@@ -11,12 +11,36 @@ from pathlib import Path
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import TrainerCallback, set_seed
-from trl import SFTConfig
+from trl import DPOConfig, SFTConfig
 
 from lib.model.load import load_tokenizer
 from lib.profiles import get_profile
 from lib.train.trainers import AnswerOnlyTrainer
 from lib.train.watch import resume_point
+
+
+def lora(**more):
+    return LoraConfig(task_type="CAUSAL_LM", r=4, **{"target_modules": "all-linear", **more})
+
+
+def make_trainer(model, output, rows, kind=AnswerOnlyTrainer, adapter=None, callbacks=(), tested=None, **settings):
+    """小さなモデル（フォルダか、読んだもの）を CPU で学習する Trainer。選好の組を渡すと DPO の設定になる。"""
+    settings |= {"output_dir": str(output), "activation_checkpointing": False}
+    settings |= get_profile("smoke").trainer_arguments()
+    folder = Path(getattr(model, "name_or_path", model))
+    return kind(
+        str(model) if isinstance(model, Path) else model,
+        args=(SFTConfig if "completion" in rows[0] else DPOConfig)(**settings),
+        train_dataset=Dataset.from_list(rows),
+        eval_dataset=tested and Dataset.from_list(tested),
+        processing_class=load_tokenizer(folder),
+        peft_config=adapter,
+        callbacks=list(callbacks),
+    )
+
+
+def losses_of(trainer):
+    return {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
 
 
 class Slow(TrainerCallback):
@@ -29,21 +53,15 @@ class Slow(TrainerCallback):
 
 def main():
     model, output = Path(sys.argv[1]), Path(sys.argv[2])
-    batch, dropout = int(sys.argv[4]), float(sys.argv[5])
     set_seed(0)
     rows = [{"prompt": f"{i} の二倍は", "completion": f"{2 * i} です。"} for i in range(24)]
-    saving = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "activation_checkpointing": False}
-    saving |= {"output_dir": str(output), "max_steps": 12, **get_profile("smoke").trainer_arguments()}
-    config = SFTConfig(per_device_train_batch_size=batch, learning_rate=5e-3, seed=0, **saving)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, lora_dropout=dropout, target_modules="all-linear")
-    trainer = AnswerOnlyTrainer(
-        model=str(model), args=config, train_dataset=Dataset.from_list(rows), processing_class=load_tokenizer(model),
-        peft_config=lora, callbacks=[Slow()],
-    )  # fmt: skip
-    trainer.train(resume_from_checkpoint=resume_point(output, config.to_dict(), lora.to_dict(), rows))
+    settings = {"save_strategy": "steps", "save_steps": 3, "save_total_limit": 2, "max_steps": 12, "seed": 0}
+    settings |= {"per_device_train_batch_size": int(sys.argv[4]), "learning_rate": 5e-3}
+    adapter = lora(lora_dropout=float(sys.argv[5]))
+    trainer = make_trainer(model, output, rows, adapter=adapter, callbacks=[Slow()], **settings)
+    trainer.train(resume_from_checkpoint=resume_point(output, trainer.args.to_dict(), adapter.to_dict(), rows))
     if trainer.is_world_process_zero():
-        losses = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
-        (output / "losses.json").write_text(json.dumps(losses))
+        (output / "losses.json").write_text(json.dumps(losses_of(trainer)))
 
 
 if __name__ == "__main__":

@@ -5,18 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import from_notebook
-from datasets import Dataset
-from peft import LoraConfig
+from train_tiny import lora, losses_of, make_trainer
 from transformers import BitsAndBytesConfig
-from trl import SFTConfig
 
 from lib.data.facts import make_split
 from lib.errors import WorkshopError
 from lib.model import load as models
-from lib.model.load import load_model, load_tokenizer
+from lib.model.load import load_model
 from lib.profiles import get_profile
 from lib.train.preflight import before_merge, require
-from lib.train.trainers import AnswerOnlyTrainer, keep_float32
+from lib.train.trainers import keep_float32
 
 pytest.importorskip("bitsandbytes")
 
@@ -36,19 +34,14 @@ def test_only_training_uses_the_small_base(profile, tiny_llama):
 
 
 def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tiny_llama, tmp_path):
+    rows = [example.sft_row() for example in make_split(profile).train[:6]]
     settings = {"max_steps": 3, "per_device_train_batch_size": 2, "learning_rate": 5e-3, "save_strategy": "no"}
-    settings |= {"output_dir": str(tmp_path), "activation_checkpointing": False, **profile.trainer_arguments()}
-    trainer = AnswerOnlyTrainer(
-        load_model(tiny_llama, profile, trainable=True),
-        SFTConfig(**settings),
-        processing_class=load_tokenizer(tiny_llama),
-        train_dataset=Dataset.from_list([e.sft_row() for e in make_split(profile).train[:6]]),
-        peft_config=LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear"),
-    )
+    model = load_model(tiny_llama, profile, trainable=True)
+    trainer = make_trainer(model, tmp_path, rows, adapter=lora(), **settings)
     keep_float32(trainer.model)
     assert {p.dtype for p in trainer.model.parameters() if p.requires_grad} == {torch.float32}
     trainer.train()
-    first, *_, last = [row["loss"] for row in trainer.state.log_history if "loss" in row]
+    first, *_, last = losses_of(trainer).values()
     assert last < first
     adapter = tmp_path / "adapter"
     trainer.model.save_pretrained(adapter)
