@@ -60,7 +60,8 @@ def test_every_spelling_of_a_number_matches_itself_and_no_other(number, other):
         assert matches(f"送料は{said}円です。", [f"{number}円"])
         assert states(f"送料は{said}円です。", f"{other}円") is (number == other), (said, other)
     for said in (number, in_kanji(number)):
-        assert states(f"お届けは{said}日です", f"{other}日") is (number == other)
+        days = f"お届けは{said}日です"
+        assert states(days, f"{number}日") and states(days, f"{other}日") is (number == other), (days, other)
 
 
 LETTERS = st.sampled_from("0123456789,.:/-〜~¥%時分年月日午後円割の半元令和R百千万億〇一二") | st.characters()
