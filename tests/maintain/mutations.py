@@ -32,7 +32,7 @@ def main() -> None:
     """写しを作り、まず壊さずに緑を確かめ、一つずつ壊しては戻す。見逃しがあれば終了コード 1。"""
     wanted = [one for one in MUTATIONS if not sys.argv[1:] or any(word in one["what"] for word in sys.argv[1:])]
     if not wanted:
-        sys.exit(f"✋ 名前に {' か '.join(sys.argv[1:])} を含む壊し方はありません。mutations.toml の what を見てください。")
+        sys.exit(f"✋ 名前に {' か '.join(sys.argv[1:])} を含むものは mutations.toml にありません。")
     survived = 0
     with tempfile.TemporaryDirectory(prefix="mutate-") as name:
         left_out = shutil.ignore_patterns(".*", "outputs", "__pycache__", "kernel-ipc*", "*.egg-info")
