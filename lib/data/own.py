@@ -25,6 +25,7 @@ from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable,
 from lib.errors import WorkshopError, command_line
 from lib.files import find_data
 from lib.profiles import Profile
+from lib.text.quantities import key_figures, split_items, states
 from lib.text.words import normalise_width
 
 OWN_SYSTEM = "質問に短く答えます。"
@@ -274,6 +275,11 @@ def check_file(source: str | Path) -> Report:
         for place, text in row.texts:
             for code, *values in _see(text):
                 report.add(row.line, code, place, *values)
+        answer = normalise_width(row.said[-1][1]).strip() if row.said else ""
+        # 採点と同じ読み手で、正解が自分の試験に通るかを確かめる。
+        if missed := [word for word in _figures(row, answer) if not states(answer, word)] if answer else []:
+            shown = "、".join(missed)[:40]
+            report.add(row.line, "keyword", "…" if list(_see(shown)) else shown)
         said, worse = _plain(row.said), _plain(row.worse)
         if said and (said, worse) in first:
             report.add(row.line, "duplicate", first[said, worse])
@@ -313,13 +319,16 @@ def _example(row: Row) -> Example:
     said = [{"role": role, "content": normalise_width(text)} for role, text in row.said]
     system = said.pop(0)["content"] if said[0]["role"] == "system" else OWN_SYSTEM
     *history, asked, told = said
-    question, answer, words = asked["content"].strip(), told["content"].strip(), row.data.get("figures")
-    if isinstance(words, str):
-        words = [word.strip() for word in re.split(r"[、,;；|]", normalise_width(words)) if word.strip()]
-    # 正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。
-    words = words or re.findall(_WORDS["figure"]["pattern"], answer) or [answer.rstrip("。．. ")]
+    question, answer = asked["content"].strip(), told["content"].strip()
     fact = stable_order(normalise_width(str(row.data.get("fact") or answer)))
-    return Example(f"own-{fact[:10]}", "as_is", question, answer, tuple(map(str, words)), system, tuple(history))
+    return Example(f"own-{fact[:10]}", "as_is", question, answer, _figures(row, answer), system, tuple(history))
+
+
+def _figures(row: Row, answer: str) -> tuple[str, ...]:
+    """正解に必ず入る語: 列に書かれたもの、無ければ答えの中の数値、それも無ければ答えの全文。"""
+    given = row.data.get("figures") or ()
+    words = given if isinstance(given, (list, tuple)) else split_items(normalise_width(str(given)))
+    return tuple(map(str, words)) or key_figures(answer)
 
 
 def own_split(path: str | Path, profile: Profile) -> Split:

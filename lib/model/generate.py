@@ -1,6 +1,7 @@
 """モデルに、たくさんの質問をバッチで貪欲法で答えさせる。1 問ずつより CPU でも数倍速い。"""
 
 import copy
+import re
 from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
@@ -16,8 +17,13 @@ _KEPT_TOKENS = 20_000  # 覚えておく先頭 × バッチの問数の上限。
 
 
 def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """対話を、生成の直前までのチャットテンプレートの文字列にする。"""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    """対話を、生成の直前までのチャットテンプレートの文字列にする。考える型のテンプレートには、考えないように頼む。"""
+    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+
+
+def without_thinking(text: str) -> str:
+    """モデルの出力から、答えの前の `<think>` の中身を除く。閉じる前に終わっていれば、答えは無い（空）。"""
+    return re.sub(r"(?s)^.*</think>|<think>.*$", "", text).strip()
 
 
 def answer(model: Any, tokenizer: Any, examples: Sequence[Example], profile: Profile) -> list[str]:
@@ -31,7 +37,7 @@ def answer_prompts(
     """テンプレート済みの文字列（`render`）に、長さ順のバッチで答える。長い共通の先頭（規則集など）は、一度だけ読む。
 
     temperature は 0 なら貪欲、正ならその温度で語彙全体からサンプリングする。返すのは、prompts と同じ順の答え
-    （特殊トークンを除き、前後の空白を落とした文字列）。
+    （特殊トークンと `<think>` の中身を除き、前後の空白を落とした文字列）。
     """
     if not prompts:
         return []
@@ -55,7 +61,7 @@ def answer_prompts(
             output = model.generate(**batch, max_new_tokens=profile.answer_tokens, **options)
         texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
         for index, text in zip(chunk, texts, strict=True):
-            answers[index] = text.strip()
+            answers[index] = without_thinking(text)
     return answers
 
 

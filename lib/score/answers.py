@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.data.facts import Example
-from lib.text.quantities import matches, nfkc, unexpected
+from lib.text.quantities import matches, unexpected
+from lib.text.words import nfkc
 
 _REFUSAL = re.compile(
     r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
@@ -19,17 +20,20 @@ def is_refusal(answer: str) -> bool:
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、ほかの数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。"""
+    """正しい数値をすべて言い、ほかの数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。
+
+    正解の文に書いてある数値は、ほかの数値ではない。
+    """
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:
         return is_refusal(answer)
-    return matches(answer, example.figures)
+    return matches(answer, example.figures, example.answer)
 
 
 def makes_up_figure(example: Example, answer: str) -> bool:
     """正解に無い数値や番号を言ったか（作り話の率に使う）。"""
-    return bool(unexpected(answer, example.figures))
+    return bool(unexpected(answer, [*example.figures, example.answer]))
 
 
 def general_correct(accept: Sequence[str], answer: str) -> bool:

@@ -1,17 +1,18 @@
 """日本語を語に分ける（ROUGE・BLEU の分かち書きと、敬語の判定が使う）。半角カナなどの幅をそろえる。"""
 
 import re
-from functools import cache
+import unicodedata
+from functools import cache, lru_cache
 from typing import Any
 
 import jaconv
 from fugashi import Tagger
 
 from lib.errors import WorkshopError
-from lib.text.quantities import nfkc
 
 _END = re.compile(r"(?<=[。！？!?\n])(?![。！？!?\n」』）)])")
 # 半角カナ（前の仮名に付く濁点も）、濁点・半濁点の分かれた仮名、全角の英数字。
+_EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})  # NFKC が写さない波ダッシュとマイナス
 _WIDTH = re.compile("[ぁ-ヶー]?[\uff61-\uff9f]+|[ぁ-ヶー][\u3099\u309a]+|[０-９Ａ-Ｚａ-ｚ]+")
 
 
@@ -34,6 +35,22 @@ def morphemes(text: str) -> list[Any]:
     Source: McCann (2020), *fugashi, a Tool for Tokenizing Japanese in Python*。辞書は unidic-lite（UniDic 2.1.2）。
     """
     return list(_tagger()(text))
+
+
+@lru_cache(maxsize=64)
+def located_morphemes(text: str) -> list[tuple[int, int, str]]:
+    """語の（始まり, 終わりの次, 品詞の細分）。細分は「数詞」「固有名詞」など。"""
+    found, end = [], 0
+    for word in morphemes(text):
+        start = text.index(word.surface, end)
+        end = start + len(word.surface)
+        found.append((start, end, word.feature.pos2))
+    return found
+
+
+def nfkc(text: str) -> str:
+    """全角・半角の違いを消す（NFKC、Unicode UAX #15。波ダッシュと全角マイナスも `~` と `-` にする）。"""
+    return unicodedata.normalize("NFKC", text).translate(_EXTRA)
 
 
 def words(text: str) -> list[str]:

@@ -9,7 +9,7 @@ import pytest
 from conftest import from_notebook
 
 from lib.errors import WorkshopError
-from lib.text.quantities import nfkc
+from lib.text.words import nfkc
 
 FOUND = from_notebook(
     "07_evaluation", "read_choice", "ask_judge", "judge", "compare", re=re, nfkc=nfkc, WorkshopError=WorkshopError

@@ -19,7 +19,7 @@ from lib.score.exam import save_rows
 from lib.show.plots import picture
 from lib.talk import app
 from lib.talk.app import answer_card, coloured, open_ballot, open_models, open_page, read_exam
-from lib.text.quantities import nfkc
+from lib.text.words import nfkc
 
 KNOWN = [("request", "名入れ", 16), ("casual", "取り寄せ", 9), ("other_3", "お直し", 21), ("request", "配送", 3)]
 EXAMPLES = [

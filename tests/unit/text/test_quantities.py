@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import DATA, read_jsonl
-from lib.text.quantities import Quantity, matches, nfkc, quantities, read_number, states, to_arabic, unexpected
+from lib.text.quantities import Quantity, matches, quantities, read_number, readable, states, unexpected
+from lib.text.words import nfkc
 
 KANJI = "〇一二三四五六七八九"
 
@@ -124,5 +125,5 @@ def test_every_reference_answer_matches_its_own_figures_and_no_other_of_the_shop
 
 def test_numbers_in_kanji_are_read_and_written_in_figures():
     assert read_number("千九百四十三") == 1943 and read_number("97,415百万") == 97_415_000_000
-    assert to_arabic("一億円と一般、1,450円", "円") == "100000000円と一般、1450円"
+    assert readable("一億円と一般、1,450円") == "100000000円と一般、1450円"
     assert nfkc("７〜８割−１") == "7~8割-1"
