@@ -1,7 +1,7 @@
 """数値の読み取りと照合。全角・桁区切り・万億・漢数字・和暦・英語・単位の書き方をそろえて、文から取り出す。
 
-採点、持ち込みデータ、キーワード、選好データの差し替えは、どれもここで読む。単位と言い換えの表は
-`data/text/quantities.toml`。迷う書き方は読まない。読み損ねると「言っていない」になり、言っていないことを正答にはしない。
+採点、持ち込みデータ、キーワード、選好データの差し替えは、どれもここで読む。単位と数値の形は `data/text/quantities.toml`
+の表にある。迷う書き方は読まない。読み損ねると「言っていない」になり、言っていないことを正答にはしない。
 """
 
 import re
@@ -13,41 +13,25 @@ from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
-from lib.text.words import located_morphemes, nfkc
+from lib.text.words import nfkc, parts_of_speech
 
 CODE = "番号"
 _Match = re.Match[str]
-_New = str | Callable[[_Match], str | None]
 _TABLE = tomllib.loads((Path(__file__).parents[2] / "data" / "text" / "quantities.toml").read_text(encoding="utf-8"))
-_DIGITS_ONLY = _TABLE["digits_only"].split()
+_GRAMMAR, _ENGLISH, _DIGITS_ONLY = _TABLE["grammar"], _TABLE["english"], _TABLE["digits_only"].split()
 _UNITS = {name: (name, Fraction(1)) for name in (*_TABLE["counters"].split(), *_DIGITS_ONLY)}
 for _unit, _row in _TABLE["units"].items():
     for _times, _names in _row.items():
         _UNITS |= {name.replace("_", " "): (_unit, Fraction(_times)) for name in _names.split()}
-_MEASURES = _UNITS | {"年": ("か月", Fraction(12))}
+_MEASURES = {**_UNITS, "年": ("か月", Fraction(12))}
 _MEASURES |= {sign: (unit, Fraction(1)) for sign, unit in _TABLE["prefixes"].items()}
 _CLOCK = {word: hours for words, hours in _TABLE["clock"].items() for word in words.split()}
-_ERAS = {name: tuple(row[:2]) for era, row in _TABLE["eras"].items() for name in (era, row[2])}
-_ENGLISH, _SCALES = _TABLE["english"], _TABLE["english"]["scales"]
+_ERAS = {name: (first, last) for era, (first, last, letter) in _TABLE["eras"].items() for name in (era, letter)}
 _COUNTS = {word: number for number, word in enumerate(_ENGLISH["words"].split())}
 _COUNTS |= {word: 10 * number for number, word in enumerate(_ENGLISH["tens"].split(), 2)}
-
-
-def _is_word(name: str) -> bool:
-    """大文字でも書く、英語の単位か（L と l、g のような記号ではなく）。"""
-    return name.isascii() and len(name) > 2
-
-
-def _any_of(names: Iterable[str]) -> str:
-    found = []
-    for name in sorted(names, key=len, reverse=True):
-        pattern = re.escape(name).replace(r"\ ", r"[\s-]") + ("(?![A-Za-z])" if name[-1].isascii() else "")
-        found.append(f"(?i:{pattern})" if _is_word(name) else pattern)
-    return "|".join(found)
-
-
-_UNIT, _NOUN = _any_of(_UNITS), _any_of(filter(_is_word, _UNITS))
-_AFTER_KANJI = re.compile(_any_of([*(name for name in _UNITS if name not in _DIGITS_ONLY), "年", "月", "時"]))
+_KANJI = {letter: kanji for kanji, letters in _TABLE["numerals"].items() for letter in kanji + letters}
+_DIGITS = dict(zip("〇一二三四五六七八九", "0123456789", strict=True))
+_SIZES = {"兆": 10**12, "億": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
 
 
 @dataclass(frozen=True)
@@ -72,25 +56,6 @@ class Quantity:
         return comparable and all(mine in (None, yours) for mine, yours in zip(self.value, other.value, strict=True))
 
 
-class _Text:
-    """言い換えても、どの字が元の文のどこから来たか（`at`）を覚えている文。"""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.at = text, list(range(len(text) + 1))
-
-    def sub(self, pattern: re.Pattern[str], new: _New) -> None:
-        """`re.sub` と同じ。new が None を返した所は、そのまま残す。"""
-        parts, at, end = list[str](), list[int](), 0
-        for match in pattern.finditer(self.text):
-            said = match.expand(new) if isinstance(new, str) else new(match)
-            if said is not None and said != match[0]:
-                start, last = match.start(), max(match.end() - 1, match.start())
-                parts += self.text[end:start], said
-                at += self.at[end:start] + [self.at[min(start + n, last)] for n in range(len(said))]
-                end = match.end()
-        self.text, self.at = "".join(parts) + self.text[end:], at + self.at[end:]
-
-
 def quantities(text: str, codes: bool = False) -> list[Quantity]:
     """文の中の数値を、出てきた順に返す。`codes` なら、番号（`CODE`）も返す。
 
@@ -107,10 +72,18 @@ def readable(text: str) -> str:
 
 @lru_cache(maxsize=4096)
 def _rewritten(text: str) -> tuple[str, list[int]]:
-    made = _Text(text)
+    """`readable` の文と、その一字一字が元の文の何字目から来たか。"""
+    at = list(range(len(text) + 1))
     for pattern, new in _REWRITES:
-        made.sub(pattern, new)
-    return made.text, made.at
+        parts, origin, end = list[str](), list[int](), 0
+        for match in pattern.finditer(text):
+            said = match.expand(new) if isinstance(new, str) else new(match)
+            start, last = match.start(), max(match.end() - 1, match.start())
+            parts += text[end:start], said
+            origin += at[end:start] + [at[min(start + n, last)] for n in range(len(said))]
+            end = match.end()
+        text, at = "".join(parts) + text[end:], origin + at[end:]
+    return text, at
 
 
 @lru_cache(maxsize=4096)
@@ -119,14 +92,10 @@ def places(text: str) -> list[tuple[Quantity, int, int]]:
     found, position = [], 0
     while start := _START.search(text, position):
         position = start.start()
-        for pattern, build in _RULES:
-            match = pattern.match(text, position)
-            if match and (quantity := build(match)):
-                found.append((quantity, position, match.end()))
-                position = match.end()
-                break
-        else:
-            position += 1
+        tried = ((build, pattern.match(text, position)) for pattern, build in _RULES)
+        quantity, end = next(((q, m.end()) for build, m in tried if m and (q := build(m))), (None, position + 1))
+        found += [(quantity, position, end)] if quantity else []
+        position = end
     return found
 
 
@@ -137,39 +106,37 @@ def located(text: str) -> list[tuple[Quantity, int, int]]:
 
 
 def key_figures(text: str) -> tuple[str, ...]:
-    """答えの文から、正解に必ず入る語を取り出す: 書かれたままの数値と番号。範囲は一つの語。無ければ文の全体。
+    """答えの文から、正解に必ず入る語（書かれたままの数値と番号。範囲は一つの語）を取り出す。無ければ文の全体。
 
-    どの語も、元の文と照らして `states` が真になる。ならない取り出し方は、しない。
+    どの語も、元の文と照らして `states` が真になるものだけを返す。
     """
-    (plain, at), found, spans = _rewritten(text), places(readable(text)), list[list[int]]()
-    for quantity, start, end in found:
-        if spans and _JOINT.fullmatch(plain, spans[-1][1], start):  # 「午後1時〜3時」を切ると、3 時が午前になる
-            spans[-1][1] = end
-        else:
-            spans.append([start, end])
+    (plain, at), spans = _rewritten(text), list[list[int]]()
+    for quantity, start, end in places(plain):
         if not quantity.unit and (tail := _ATTACHED.match(plain, end)):  # 「5錠」「5GB」の、知らない単位
-            spans[-1][1] = tail.end()
+            end = tail.end()
+        if spans and _JOINT.fullmatch(plain, spans[-1][1], start):  # 「午後1時〜3時」を切ると、3 時が午前になる
+            start = spans.pop()[0]
+        spans.append([start, end])
     figures = tuple(text[at[start] : max(at[end], at[end - 1] + 1)].strip() for start, end in spans)
-    whole = (text.strip().rstrip("。．. "),)
-    return figures if figures and all(states(text, one) for one in figures) else whole
+    return figures if figures and all(states(text, one) for one in figures) else (text.strip().rstrip("。．. "),)
 
 
 def split_items(text: str) -> list[str]:
     """区切りの字で並べた語を分ける。数値の中の「,」「、」（3,980円、2、3日）では切らない。"""
-    inside = [(start, end) for _, start, end in located(text)]
-    cuts = [m.start() for m in re.finditer("[、,，;；|｜]", text) if not any(a < m.start() < b for a, b in inside)]
+    inside = {n for _, start, end in located(text) for n in range(start, end)}
+    cuts = [match.start() for match in re.finditer("[、,，;；|｜]", text) if match.start() not in inside]
     items = (text[start + 1 : end].strip() for start, end in pairwise([-1, *cuts, len(text)]))
     return [item for item in items if item]
-
-
-def _one_year(match: _Match) -> str:
-    """同じ年を二通りに書いた「1943年(昭和18年)」を「1943年」にする。食い違えば、そのまま二つの年と読む。"""
-    return f"{match['year']}年" if sum(_era_and_count(match)) == int(match["year"]) else match[0]
 
 
 def _era_and_count(match: _Match) -> tuple[int, int]:
     """和暦の（元年の前の西暦、何年）。"""
     return _ERAS[match["era"]][0], 1 if match["count"] == "元" else int(match["count"])
+
+
+def _one_year(match: _Match) -> str:
+    """同じ年を二通りに書いた「1943年(昭和18年)」を「1943年」にする。食い違えば、そのまま二つの年と読む。"""
+    return f"{match['year']}年" if sum(_era_and_count(match)) == int(match["year"]) else match[0]
 
 
 def _simple(unit: str, value: Fraction | int, match: _Match) -> Quantity:
@@ -224,84 +191,60 @@ def _bare(match: _Match) -> Quantity:
     return Quantity(CODE, (), match[0]) if match["code"] else _simple("", Fraction(match[0]), match)
 
 
-_LEFT, _NUMBER = r"(?<![A-Za-z0-9数何幾])(?<!\d\.)", r"\d+(?:\.\d+)?"
-_TO = r"\s?(?:[~-]|から|to|or|か)\s?"
-_JOINT = re.compile(r"(?:\s?(?:[~-]|から|to|until|till)?\s?)")
-_ATTACHED = re.compile(r"[A-Za-z%°]*|[一-龠々]?|[ァ-ヶー]*")
-_MONTH = r"(?P<month>\d{1,2})\s?月(?:\s?の?\s?(?P<day>\d{1,2})\s?日(?![間目]))?"
-_SLASHED = r"(?P<mark>[-/.])(?P<month>\d{1,2})(?P=mark)(?P<day>\d{1,2})(?![\d/.-])"
-_NOON = _any_of(_CLOCK)
-_HOUR = rf"(?:(?<![A-Za-z])(?P<noon>{_NOON})[のは]?\s?|{_LEFT})(?<!\d:)(?P<hour>\d{{1,2}})"
-_ERA_COUNT = rf"(?P<era>{'|'.join(_TABLE['eras'])})\s?(?P<count>元|\d{{1,2}})"
-_ERA_YEAR, _LETTER = rf"{_ERA_COUNT}\s?年", r"(?<![A-Za-z])(?P<era>[MTSHR])(?P<count>\d{1,2})"
-_SIGN = r"(?P<sign>マイナス\s?|[▲△]\s?|(?<![^\s「(:=、。はがで~])-)?"
-_CODE = r"(?:\d+[A-Za-z]+|[A-Za-z]+-?)\d[0-9A-Za-z-]*|\d+(?:-\d+)+|\d+(?:\.\d+){2,}|\d+(?::\d+){2,}"
-_START = re.compile(rf"[\d¥$€£▲△-]|マ|{_NOON}|{'|'.join(_TABLE['eras'])}|[A-Za-z](?=[A-Za-z$]{{0,30}}[\s-]?\d)")
-_RULES: list[tuple[re.Pattern[str], Callable[[_Match], Quantity | None]]] = [
-    (re.compile(pattern), build)
-    for pattern, build in (  # 上から順に、初めに読めたものを取る
-        (rf"{_ERA_YEAR}(?P<fiscal>度)", _date),
-        (rf"{_ERA_YEAR}(?![間代生目])(?:\s?の?\s?{_MONTH})?", _date),
-        (rf"{_LETTER}年(?:{_MONTH})?", _date),
-        (rf"{_LETTER}{_SLASHED}", _date),
-        (rf"{_LEFT}(?P<year>\d{{4}}){_SLASHED}", _date),
-        (rf"{_LEFT}(?<!/)(?P<month>\d{{1,2}})/(?P<day>\d{{1,2}})(?![\d/])(?!\s?(?:{_UNIT}))", _date),
-        (
-            rf"{_LEFT}(?P<number>\d{{1,3}})\s?(?P<unit>年|years?)間?(?:と|,?\sand)?\s?(?P<rest>\d{{1,2}}\s?(?:か月|months?)|半)",
-            _measure,
-        ),
-        (rf"{_LEFT}(?P<year>\d{{1,4}})\s?年(?![間度代生目])(?:\s?の?\s?{_MONTH})?", _date),
-        (rf"{_LEFT}{_MONTH}", _date),
-        (rf"{_LEFT}(?P<month>\d{{1,2}}){_TO}(?=\d{{1,2}}\s?月)", _date),
-        (rf"{_HOUR}\s?時(?!間)(?:\s?(?P<rest>\d{{1,2}}\s?分(?!間)|半))?", _clock),
-        (rf"{_HOUR}:(?P<rest>\d{{2}})(?![\d:])", _clock),
-        (rf"{_HOUR}{_TO}(?=\d{{1,2}}\s?時(?!間))", _clock),
-        (
-            rf"{_LEFT}(?P<number>\d+)\s?(?P<unit>時間|hours?)(?:と|,?\sand)?\s?(?P<rest>\d+\s?(?:分|min(?:ute)?s?)|半)",
-            _measure,
-        ),
-        (rf"{_LEFT}(?P<number>\d+)\s?(?P<unit>割)\s?(?P<rest>\d)\s?分", _measure),
-        (rf"{_LEFT}(?P<below>\d+)\s?分の\s?(?P<above>\d+)", _share),
-        (rf"{_SIGN}(?P<unit>{_any_of(_TABLE['prefixes'])})\s?(?P<number>{_NUMBER})", _measure),
-        (rf"{_SIGN}{_LEFT}(?P<number>{_NUMBER}){_TO}(?=-?{_NUMBER}[\s-]?(?P<unit>{_UNIT}))", _measure),
-        (rf"{_SIGN}{_LEFT}(?P<number>{_NUMBER})(?:\s|-(?=[A-Za-z]))?(?P<unit>{_UNIT})(?P<nth>目)?", _measure),
-        (rf"(?P<code>{_CODE})|{_LEFT}(?!0\d){_NUMBER}(?!\d|\.\d|[A-Za-z]+\d)", _bare),
-    )
-]
-
-_KANJI = {letter: kanji for kanji, letters in _TABLE["numerals"].items() for letter in kanji + letters}
-_DIGITS = dict(zip("〇一二三四五六七八九", "0123456789", strict=True))
-_SIZES = {"兆": 10**12, "億": 10**8, "万": 10**4, "千": 1000, "百": 100, "十": 10}
-_ARABIC = r"(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
-_NUMERAL = "".join(_KANJI).translate({ord(circle): None for circle in "○◯"})
-# 丸（○）は漢数字の後ろでだけ 0 と、空白は兆・億・万の後ろでだけ数の中と見る。
-_RUN = rf"(?:{_ARABIC}|[{_NUMERAL}][○◯]*|(?<=[兆億万])\s(?=[\d{_NUMERAL},]+[兆億万千]))+"
-_RANGE_OR_UNIT = re.compile(rf"\s?(?:~\s?{_RUN}\s?)?(?:{_AFTER_KANJI.pattern})")
+def _narrow(match: _Match) -> str:
+    return nfkc(match[0])
 
 
-def _arabic(match: _Match) -> str | None:
+def _hide(match: _Match) -> str:
+    return "・" * len(match[0])
+
+
+def _decimal(match: _Match) -> str:
+    """「1 1/2 時間」の分数。"""
+    return f"{int(match[1] or 0) + int(match[2]) / int(match[3]):.12g}" if int(match[3]) else match[0]
+
+
+def _month(match: _Match) -> str:
+    return f"§{_ENGLISH['months'].split().index(match[0][:3].lower()) + 1}月"
+
+
+def _carry(match: _Match) -> str:
+    """「午後1時〜3時」の 3 時も午後。"""
+    return match[0] + match[1] * (int(match[2]) < int(match[3]) < 12)
+
+
+def _english(match: _Match) -> str:
+    """「twenty-four」「two hundred and fifty」「1.5 million」。語だけの数は、後ろに単位があるときだけ読む。"""
+    if match["follows"] is None and not match[0][0].isdigit():
+        return match[0]
+    total = part = Fraction(0)
+    for word in re.findall(r"[a-z]+|[\d.]+", match[0].lower()):
+        size = _ENGLISH["scales"].get(word, 1)
+        if size > 1:
+            total, part = (total + (part or 1) * size, Fraction(0)) if size > 100 else (total, (part or 1) * size)
+        elif word not in ("a", "and"):
+            part += _COUNTS[word] if word in _COUNTS else Fraction(word)
+    return str(total + part) if (total + part).denominator == 1 else str(float(total + part))
+
+
+def _arabic(match: _Match) -> str:
     """数の部分だけを「1450」「97415000000」「2.4」の形に直す。
 
     算用数字で始まる数（`5万`、`974億1,500万`）はいつも読む。漢字だけの数は、後ろに単位があり、形態素解析が
     ほかの語の一部（三井、六本木、八百屋）と言わないときだけ読む。「数百円」「何十人」は、数が決まらないので読まない。
     """
-    run, text = match[0], match.string
+    run, (start, end), text = match[0], match.span(), match.string
     if not re.search(r"\d", run):
-        follows = _RANGE_OR_UNIT.match(text, match.end()) or text.endswith("分の", 0, match.start())
-        if not follows or not _is_number(text, match.start(), match.end()):
-            return None
+        unit = _AFTER_KANJI.match(text, end)
+        limit = unit.end() if unit else end  # 数を含む語は、固有名詞ではなく、数と単位からはみ出さない
+        words = [word for word in parts_of_speech(text) if word[0] < end and word[1] > start]
+        known = _FOLLOWS_KANJI.match(text, end) or text.endswith("分の", 0, start)
+        if not known or any(kind == "固有名詞" or a < start or b > limit for a, b, kind in words):
+            return run
     if re.fullmatch(_ARABIC, run):
         return run.replace(",", "")  # 先頭の 0 を残すため、数にはしない
     value = read_number(re.sub(r"\s", "", run))
-    return None if value is None else str(value)
-
-
-def _is_number(text: str, start: int, end: int) -> bool:
-    """漢数字を含む語が、固有名詞（千歳）ではなく、数と単位からはみ出さない（八百屋、二本松）か。"""
-    unit = _AFTER_KANJI.match(text, end)
-    limit = unit.end() if unit else end
-    words = [word for word in located_morphemes(text) if word[0] < end and word[1] > start]
-    return all(kind != "固有名詞" and start <= first and last <= limit for first, last, kind in words)
+    return run if value is None else str(value)
 
 
 def read_number(run: str) -> int | None:
@@ -336,108 +279,45 @@ def _read_digits(run: str) -> Fraction | None:
     return None if "?" in digits or (len(digits) == 2 and digits in "123456789") else Fraction(digits)
 
 
-def _narrow(match: _Match) -> str:
-    return nfkc(match[0])
+def _any_of(names: Iterable[str]) -> str:
+    """どれかの語。英字の語は語の終わりまで見て、記号（L と l、g）でなければ大文字でもよい。"""
+    found = []
+    for name in sorted(names, key=len, reverse=True):
+        pattern = re.escape(name).replace(r"\ ", r"[\s-]") + ("(?![A-Za-z])" if name[-1].isascii() else "")
+        found.append(f"(?i:{pattern})" if name.isascii() and len(name) > 2 else pattern)
+    return "|".join(found)
 
 
-def _hide(match: _Match) -> str:
-    return "・" * len(match[0])
+def _compile(pattern: str) -> re.Pattern[str]:
+    while (filled := re.sub(r"\{([a-z_]+)\}", _part, pattern)) != pattern:
+        pattern = filled
+    return re.compile(pattern)
 
 
-def _decimal(match: _Match) -> str | None:
-    """「1 1/2 時間」の分数。"""
-    return f"{int(match[1] or 0) + int(match[2]) / int(match[3]):.12g}" if int(match[3]) else None
+def _part(match: _Match) -> str:
+    return _PARTS[match[1]]
 
 
-def _from_english(match: _Match) -> str | None:
-    """「twenty-four」「two hundred and fifty」「1.5 million」。語だけの数は、後ろに単位があるときだけ読む。"""
-    if match["follows"] is None and not match[0][0].isdigit():
-        return None
-    total = part = Fraction(0)
-    for word in re.findall(r"[a-z]+|[\d.]+", match[0].lower()):
-        size = _SCALES.get(word)
-        if size == 100:
-            part = (part or 1) * size
-        elif size:
-            total, part = total + (part or 1) * size, Fraction(0)
-        elif word not in ("a", "and"):
-            part += _COUNTS[word] if word in _COUNTS else Fraction(word)
-    total += part
-    return str(total) if total.denominator == 1 else str(float(total))
-
-
-def _from_noon(match: _Match) -> str:
-    """「1:30-3 p.m.」を「13:30-15時」にする。初めの時が後の時より大きければ、初めは反対の半日（11-3 p.m.）。"""
-    first, second, after = int(match[1] or 0), int(match[4]), match[6] in "pP"
-    before = after == (first % 12 < second % 12)
-    said = f"{second % 12 + 12 * after if second <= 12 else second}{match[5] or '時'}"
-    start = f"{first % 12 + 12 * before if first <= 12 else first}{match[2] or '時'}{match[3]}" if match[1] else ""
-    return start + said
-
-
-def _carry_noon(match: _Match) -> str | None:
-    """「午後1時〜3時」の 3 時も午後。"""
-    return match[0] + match[1] if int(match[3]) < int(match[5]) < 12 else None
-
-
-def _month(match: _Match) -> str:
-    """「March 3rd, 2024」「the 3rd of March」を「2024年3月3日」にする。"""
-    written = match.groupdict()
-    number = next(n for n, month in enumerate(_MONTHS, 1) if re.fullmatch(month, written["month"], re.I))
-    year, day = (
-        f"{written[part]}{unit}" if written.get(part) else "" for part, unit in (("year", "年"), ("day", "日"))
-    )
-    return f"{year}{number}月{day}"
-
-
-def _one_of(names: Iterable[str]) -> str:
-    return f"(?:{'|'.join(names)})"
-
-
-_MONTHS = _ENGLISH["months"].split()
-_NAMED, _OF_YEAR, _NTH = rf"\b(?P<month>(?i:{'|'.join(_MONTHS)}))\b\.?", r"(?P<year>\d{4})\b", "(?:st|nd|rd|th)?"
-_ONES, _SCALE = _one_of(_COUNTS), _one_of(_SCALES)
-_SMALL = rf"(?:{_one_of(_ENGLISH['tens'].split())}[\s-]{_ONES}|{_ONES})(?![a-z])"
-_CHUNK = rf"(?:{_SMALL}|\d+(?:\.\d+)?|a)(?:[\s-]{_SCALE}\b)+"
-_FOLLOWS = rf"(?=(?:\s?(?:to|or|-|~)\s?(?:{_SMALL}|\d+))?(?:\sand a half)?[\s-](?:{_NOUN}))"
-
-_HALF_DAY = (
-    r"(?<![\d:.,$])(?:(\d{1,2})(:\d\d)?(\s?(?:-|~|to|until|till)\s?))?(\d{1,2})(:\d\d)?\s?([ap])\.?\s?m(?![a-z])\.?"
-)
-_AFTERNOON = _any_of(word for word, (first, last) in _CLOCK.items() if last > first)
-_REWRITES: list[tuple[re.Pattern[str], _New]] = [
-    (re.compile(pattern.replace("<unit>", _UNIT).replace("<noun>", _NOUN)), new)
-    for pattern, new in (
-        (r"(?<=\d)(?=[¼-¾⅐-⅞])", " "),  # 1½ が 11/2 にならないように
-        # ①は数の印なので、そのままにする。² は、単位の一部（m²）だけを読む
-        (
-            r"[^\0-\x7fぁ-ゖァ-ヺー一-鿿、。「」・①-⓿❶-➓㈠-㈩㉑-㉟㊀-㊉㊱-㊿🄀-🄊²³¹⁰-⁹]+|(?<=[mｍ])[²³]|[ぁ-ヺ][\u3099\u309a]",
-            _narrow,
-        ),
-        *_TABLE["rewrite"]["first"],
-        ("|".join(_TABLE["ignore"]["patterns"]), _hide),
-        (r"(?:(?<![\d/])(\d+)\s)?(?<![\d/⁄])(\d+)(?:⁄|/(?=[2-9]\s?(?:<unit>)))(\d+)", _decimal),
-        (
-            rf"(?i)(?<![a-z\d.-])(?:{_CHUNK}(?:\s(?:and\s)?{_CHUNK})*(?:\s(?:and\s)?{_SMALL})?|{_SMALL})(?P<follows>{_FOLLOWS})?",
-            _from_english,
-        ),
-        (rf"{_NAMED}\s{_OF_YEAR}", _month),
-        (rf"{_NAMED}\s(?P<day>\d{{1,2}}){_NTH}(?![\d:]|\s?[ap]\.?m)(?:,?\s{_OF_YEAR})?", _month),
-        (rf"(?:the\s)?(?<![\d.])(?P<day>\d{{1,2}}){_NTH}\s(?:of\s)?{_NAMED}(?:,?\s{_OF_YEAR})?", _month),
-        *_TABLE["rewrite"]["then"],
-        ("(?i)" + _HALF_DAY, _from_noon),
-        (rf"(?<![数何幾\d.]){_RUN}", _arabic),
-        (
-            rf"({_AFTERNOON})([のは]?\s?)(\d{{1,2}})((?:時(?:\d{{1,2}}分|半)?|:\d\d)?\s?(?:~|-|から)\s?)(?=(\d{{1,2}})(?:時(?!間)|:\d\d))",
-            _carry_noon,
-        ),
-        (rf"(?<!\d)(?P<year>\d{{4}})\s?年?\s?[(/・]\s?{_ERA_COUNT}(?:\s?年)?(?:\s?\)(?:\s?年)?)?", _one_year),
-        (rf"{_ERA_COUNT}\s?年?\s?[(/・]\s?(?<!\d)(?P<year>\d{{4}})(?:\s?年)?(?:\s?\)(?:\s?年)?)?", _one_year),
-    )
+_PARTS: dict[str, str] = _TABLE["parts"] | {
+    "unit": _any_of(_UNITS),
+    "noun": _any_of(name for name in _UNITS if name.isascii() and len(name) > 2),
+    "after_kanji": _any_of([*(name for name in _UNITS if name not in _DIGITS_ONLY), "年", "月", "時"]),
+    "prefix": _any_of(_TABLE["prefixes"]),
+    "noon": _any_of(_CLOCK),
+    "afternoon": _any_of(word for word, (first, last) in _CLOCK.items() if last > first),
+    "era": "|".join(_TABLE["eras"]),
+    "numeral": "".join(letter for letter in _KANJI if letter not in "○◯"),
+    "scales": "|".join(_ENGLISH["scales"]),
+    **{name: _ENGLISH[name].replace(" ", "|") for name in ("words", "tens")},
+    "ignore": "|".join(_GRAMMAR["ignore"]),
+}
+_ARABIC, _AFTER_KANJI, _FOLLOWS_KANJI = _PARTS["arabic"], _compile("{after_kanji}"), _compile("{follows_kanji}")
+_START, _JOINT, _ATTACHED, _FILLER = (_compile(_PARTS[name]) for name in ("start", "joint", "attached", "filler"))
+_RULES = [(_compile(pattern), globals()["_" + build]) for build, pattern in _GRAMMAR["rules"]]
+_REWRITES: list[tuple[re.Pattern[str], str | Callable[[_Match], str]]] = [
+    (_compile(pattern), globals()["_" + function[0]] if function else new)
+    for pattern, new, *function in _GRAMMAR["rewrites"]
 ]
-_FILLER = re.compile(
-    r"約|およそ|ごろ|頃|ほど|くらい|から|まで|[~、・,\s]|(?i:\b(?:by|at|on|about|around|from|to|until|or|the)\b)"
-)
 
 
 def states(answer: str, expected: str) -> bool:

@@ -38,7 +38,7 @@ def morphemes(text: str) -> list[Any]:
 
 
 @lru_cache(maxsize=64)
-def located_morphemes(text: str) -> list[tuple[int, int, str]]:
+def parts_of_speech(text: str) -> list[tuple[int, int, str]]:
     """語の（始まり, 終わりの次, 品詞の細分）。細分は「数詞」「固有名詞」など。"""
     found, end = [], 0
     for word in morphemes(text):
