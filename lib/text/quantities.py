@@ -235,11 +235,12 @@ def _arabic(match: _Match) -> str:
     """
     run, (start, end), text = match[0], match.span(), match.string
     if not re.search(r"\d", run):
+        if not _FOLLOWS_KANJI.match(text, end) and not text.endswith("分の", 0, start):
+            return run
         unit = _AFTER_KANJI.match(text, end)
         limit = unit.end() if unit else end  # 数を含む語は、固有名詞ではなく、数と単位からはみ出さない
         words = [word for word in parts_of_speech(text) if word[0] < end and word[1] > start]
-        known = _FOLLOWS_KANJI.match(text, end) or text.endswith("分の", 0, start)
-        if not known or any(kind == "固有名詞" or a < start or b > limit for a, b, kind in words):
+        if any(kind == "固有名詞" or first < start or last > limit for first, last, kind in words):
             return run
     if re.fullmatch(_ARABIC, run):
         return run.replace(",", "")  # 先頭の 0 を残すため、数にはしない
@@ -309,7 +310,7 @@ _PARTS: dict[str, str] = _TABLE["parts"] | {
     "numeral": "".join(letter for letter in _KANJI if letter not in "○◯"),
     "scales": "|".join(_ENGLISH["scales"]),
     **{name: _ENGLISH[name].replace(" ", "|") for name in ("words", "tens")},
-    "ignore": "|".join(_GRAMMAR["ignore"]),
+    "ignore": "|".join([*_GRAMMAR["idioms"].split(), *_GRAMMAR["ignore"]]),
 }
 _ARABIC, _AFTER_KANJI, _FOLLOWS_KANJI = _PARTS["arabic"], _compile("{after_kanji}"), _compile("{follows_kanji}")
 _START, _JOINT, _ATTACHED, _FILLER = (_compile(_PARTS[name]) for name in ("start", "joint", "attached", "filler"))
@@ -357,6 +358,7 @@ def matches(answer: str, expected: Iterable[str], reference: str = "") -> bool:
 def _contains(text: str, words: str) -> bool:
     """同じ字の並びがあるか。英数字の途中（18011 の 8011、nice の ice）では合わせない。"""
     left = r"(?<![a-z0-9])(?<!\d\.)" if re.match("[a-z0-9]", words) else ""
+    left += "(?<![数何一二三四五六七八九十百千])" if words[:1] in _KANJI else ""  # 二十数名 の 十数名
     right = r"(?![a-z0-9]|\.\d)" if re.search("[a-z0-9]$", words) else ""
     between = re.sub(r"\\? |(?<=\d)(?=[a-z])", " ?", re.escape(words))
     return re.search(left + between + right, text) is not None

@@ -1,0 +1,149 @@
+"""外から届いた誤りの種類 K1〜K9: 正解は自分の試験に通り、ほかの数値は通らない。入力は kinds.toml。"""
+
+import csv
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import from_notebook, own_split, preference_rules
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lib.data.facts import Example
+from lib.data.own import check_file, read_own
+from lib.model.generate import answer_prompts, render
+from lib.model.load import load_tokenizer
+from lib.profiles import get_profile
+from lib.score.answers import is_correct, makes_up_figure
+from lib.text import quantities
+from lib.text.quantities import key_figures, located, matches, split_items, states
+
+KINDS = tomllib.loads(Path(__file__).with_name("kinds.toml").read_text(encoding="utf-8"))
+OWN = KINDS["own_cases"] + KINDS["own"]
+
+
+def table(folder, rows):
+    path = folder / "q.csv"
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        csv.writer(stream).writerows([["質問", "回答", "キーワード"], *rows])
+    return path
+
+
+@pytest.fixture(scope="module")
+def own_rows(tmp_path_factory):
+    """持ち込みの表として読んだ OWN の各行と、その検査。"""
+    path = table(tmp_path_factory.mktemp("own"), [[f"問い{n}", gold, ""] for n, (gold, _, _) in enumerate(OWN)])
+    return read_own(path), check_file(path)
+
+
+@pytest.mark.parametrize("number", range(len(OWN)), ids=[gold for gold, _, _ in OWN])
+def test_a_reference_answer_of_own_data_passes_its_own_test(own_rows, number):
+    (_, right, wrong), row = OWN[number], own_rows[0][number]
+    example = Example("own", "as_is", row.question, row.answer, row.figures)
+    assert is_correct(example, row.answer) and not makes_up_figure(example, row.answer), row.figures
+    assert [said for said in right if not is_correct(example, said)] == [], row.figures
+    assert [said for said in wrong if is_correct(example, said)] == [], row.figures
+
+
+def test_the_check_says_nothing_about_them_and_names_a_keyword_that_is_not_in_the_answer(own_rows, tmp_path):
+    assert not own_rows[1].count("error") and "keyword" not in {p.code for p in own_rows[1].problems}
+    rows = [
+        ["料金は", "3,980円です。", "3,890円"],
+        ["期間は", "二週間です。", "14日"],
+        ["色は", "赤です。3個まで。", "赤"],
+    ]
+    (problem,) = [p for p in check_file(table(tmp_path, rows)).problems if p.level == "warning"]
+    assert (problem.code, problem.line) == ("keyword", 2) and "3,890円" in problem.message
+    for row in read_own(tmp_path / "q.csv")[1:]:
+        assert is_correct(Example("own", "as_is", row.question, row.answer, row.figures), row.answer)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.text(
+        st.sampled_from("0123456789,.:/-–〜~¥$%時分年月日午後円割の半元令和R百千万〇一二三、①½㎡ 本 tosix")
+        | st.characters()
+    )
+)
+def test_the_figures_of_any_answer_are_stated_by_it(text):
+    figures = key_figures(text)
+    assert matches(text, figures, text) or figures == (text.strip().rstrip("。．. "),)
+    assert all(0 <= start < end <= len(text) for _, start, end in located(text))
+
+
+@pytest.mark.parametrize(("answer", "expected", "right"), KINDS["match_cases"] + KINDS["match"])
+def test_an_answer_is_right_when_its_figures_are(answer, expected, right):
+    assert matches(answer, expected.split("|")) is right, quantities.quantities(answer, codes=True)
+
+
+@pytest.mark.parametrize(("answer", "cell", "words"), KINDS["keyword"])
+def test_keywords_are_split_only_between_items(tmp_path, answer, cell, words):
+    assert split_items(cell) == words
+    row = read_own(table(tmp_path, [["問い", answer, cell]]))[0]
+    assert list(row.figures) == words and all(states(row.answer, word) for word in words)
+
+
+@pytest.mark.parametrize("rows", KINDS["pairs"])
+def test_a_swapped_figure_differs_from_the_original(tmp_path, rows):
+    rules, split = preference_rules(), own_split(table(tmp_path, rows), get_profile("embedded"))
+    train, test = rules.make_pairs(split, 40)
+    assert train and all(row["chosen"] != row["rejected"] for row in train + test)
+    for example in split.train:
+        if wrong := rules.swap_figure(example, [e.figures[0] for e in split.train]):
+            assert wrong != example.answer and not is_correct(example, wrong)
+    assert any(row["reason"] == "数字が違う" for row in train) or "①" in rows[0][1]
+
+
+def test_the_analysis_is_called_only_where_a_kanji_numeral_stands_before_a_unit(monkeypatch):
+    asked = []
+    monkeypatch.setattr(quantities, "parts_of_speech", lambda text: asked.append(text) or [])
+    for text in ("一般の窓口は3階、料金は5万円です。", "Two days, $5.", "百貨店の三越です。", "十五日です。"):
+        quantities.quantities(f"{text}（{text}）")
+    assert len(set(asked)) == 1 and "十五日" in asked[0]
+
+
+class Thinker:
+    """考えてから答えるモデルと、そのトークナイザの代わり。"""
+
+    pad_token_id = eos_token_id = 0
+    device = "cpu"
+
+    def __init__(self, said):
+        self.said = said
+
+    def __call__(self, prompts, add_special_tokens):
+        return {"input_ids": [[1, 2] for _ in prompts]}
+
+    def generate(self, input_ids, **_):
+        return torch.cat([input_ids, input_ids], 1)
+
+    def batch_decode(self, output, skip_special_tokens):
+        return [self.said for _ in output]
+
+
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ("<think>\n\n</think>\n\n2本までです。", "2本までです。"),
+        ("<think>3本かな</think>2本までです。", "2本までです。"),
+        ("3本かな\n</think>\n\n2本までです。", "2本までです。"),  # 開く印は、テンプレートが書いてある
+        ("<think>3本かな", ""),
+        ("2本までです。", "2本までです。"),
+    ],
+)
+def test_thinking_is_neither_shown_nor_scored(said, shown):
+    model = Thinker(said)
+    answers = answer_prompts(model, model, ["何本まで"], get_profile("smoke"))
+    assert answers == [shown]
+    if shown:
+        example = Example("own", "as_is", "何本まで", shown, key_figures(shown))
+        assert is_correct(example, answers[0])
+        exact = from_notebook("07_evaluation", "llm_jp_eval").llm_jp_eval(answers[0], shown)
+        assert exact == (1.0, 1.0)
+
+
+def test_a_template_that_can_think_is_asked_not_to(model_folder):
+    tokenizer = load_tokenizer(model_folder)
+    tokenizer.chat_template = "{{ messages[0].content }}|{% if enable_thinking is false %}<think></think>{% endif %}"
+    assert render(tokenizer, [{"role": "user", "content": "何本"}]) == "何本|<think></think>"
