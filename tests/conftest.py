@@ -203,7 +203,8 @@ def from_notebook(stage, *names, **given):
 def preference_rules():
     """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
     made = from_notebook(
-        "02_dataset", "pair", "REASONS", "NEXT", "unit_of", "next_digit", "swap_figure", "wrong_figures", "invented", "spread", "question_of",
+        "02_dataset", "pair", "REASONS", "NEXT", "unit_of", "next_digit", "swap_figure",
+        "wrong_figures", "invented", "spread", "question_of",
         "make_pairs", "written_pairs", read_jsonl=read_jsonl, FOLDER=DATA, replace=replace,
         re=re, make_unanswerable=make_unanswerable, stable_order=stable_order,
     )  # fmt: skip

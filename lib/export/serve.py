@@ -23,6 +23,7 @@ from lib.export.gguf import open_gguf
 from lib.files import REPOSITORY
 
 Messages = Sequence[dict[str, str]]
+_NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}  # `lib.model.generate.render` と同じ頼み方
 
 
 class Chat(NamedTuple):
@@ -46,7 +47,7 @@ class Chat(NamedTuple):
 
     def template(self, messages: Messages) -> str:
         """GGUF の中のテンプレートで対話を文字列にする。"""
-        return self.post("/apply-template", {"messages": messages})["prompt"]
+        return self.post("/apply-template", {"messages": messages, **_NO_THINKING})["prompt"]
 
     def complete(self, prompt: str | list[int], limit: int, **options: Any) -> dict[str, Any]:
         """文字列かトークン ID の列の続きを貪欲に書かせ、サーバの返事（content・tokens・stop_type など）を返す。"""
@@ -55,7 +56,7 @@ class Chat(NamedTuple):
 
     def ask(self, messages: Messages, limit: int) -> tuple[str, float]:
         """対話に貪欲に答え、(答え, 生成の速さ tokens/s) を返す。"""
-        body = {"messages": messages, "max_tokens": limit, "temperature": 0, "cache_prompt": False}
+        body = {"messages": messages, "max_tokens": limit, "temperature": 0, "cache_prompt": False, **_NO_THINKING}
         reply = self.post("/v1/chat/completions", body)
         return reply["choices"][0]["message"]["content"].strip(), reply["timings"]["predicted_per_second"]
 

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import from_notebook, own_split, preference_rules
+from conftest import from_notebook, preference_rules
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import Example
-from lib.data.own import check_file, read_own
+from lib.data.own import check_file, own_split, read_own
 from lib.model.generate import answer_prompts, render
 from lib.model.load import load_tokenizer
 from lib.profiles import get_profile
