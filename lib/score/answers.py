@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lib.data.facts import Example
-from lib.text.quantities import matches, unexpected
-from lib.text.words import nfkc
+from lib.text.quantities import matches, nfkc, unexpected
 
 _REFUSAL = re.compile(
     r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
@@ -20,10 +19,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、ほかの数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。
-
-    正解の文に書いてある数値は、ほかの数値ではない。
-    """
+    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。"""
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:

@@ -26,8 +26,7 @@ from lib.show.page import BASE, load_results
 from lib.show.plots import picture
 from lib.show.widgets import TIE, Ballot
 from lib.talk.plan import TALK
-from lib.text.quantities import places, readable, unexpected
-from lib.text.words import nfkc
+from lib.text.quantities import nfkc, places, readable, unexpected
 
 Models = Mapping[str, Callable[[str], str]]  # モデルの名前 → 質問を渡すと答えを返す関数
 
