@@ -6,7 +6,7 @@
 
 import re
 import tomllib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from functools import lru_cache
@@ -17,6 +17,7 @@ from lib.text.words import nfkc, parts_of_speech
 
 CODE = "番号"
 _Match = re.Match[str]
+_Built = tuple[str, tuple[Fraction | None, ...]] | None  # 表の形から作る、数値の単位と値
 _TABLE = tomllib.loads((Path(__file__).parents[2] / "data" / "text" / "quantities.toml").read_text(encoding="utf-8"))
 _GRAMMAR, _ENGLISH, _DIGITS_ONLY = _TABLE["grammar"], _TABLE["english"], _TABLE["digits_only"].split()
 _UNITS = {name: (name, Fraction(1)) for name in (*_TABLE["counters"].split(), *_DIGITS_ONLY)}
@@ -74,10 +75,10 @@ def readable(text: str) -> str:
 def _rewritten(text: str) -> tuple[str, list[int]]:
     """`readable` の文と、その一字一字が元の文の何字目から来たか。"""
     at = list(range(len(text) + 1))
-    for pattern, new in _REWRITES:
+    for pattern, new, *way in _REWRITES:
         parts, origin, end = list[str](), list[int](), 0
         for match in pattern.finditer(text):
-            said = match.expand(new) if isinstance(new, str) else new(match)
+            said = _reworded(match, *way) if way else match.expand(new)
             start, last = match.start(), max(match.end() - 1, match.start())
             parts += text[end:start], said
             origin += at[end:start] + [at[min(start + n, last)] for n in range(len(said))]
@@ -93,9 +94,9 @@ def places(text: str) -> list[tuple[Quantity, int, int]]:
     while start := _START.search(text, position):
         position = start.start()
         tried = ((build, pattern.match(text, position)) for pattern, build in _RULES)
-        quantity, end = next(((q, m.end()) for build, m in tried if m and (q := build(m))), (None, position + 1))
-        found += [(quantity, position, end)] if quantity else []
-        position = end
+        read = next(((*built, m) for build, m in tried if m and (built := build(m))), None)
+        position = read[2].end() if read else position + 1
+        found += [(Quantity(read[0], read[1], read[2][0]), start.start(), position)] if read else []
     return found
 
 
@@ -129,88 +130,65 @@ def split_items(text: str) -> list[str]:
     return [item for item in items if item]
 
 
-def _era_and_count(match: _Match) -> tuple[int, int]:
-    """和暦の（元年の前の西暦、何年）。"""
-    return _ERAS[match["era"]][0], 1 if match["count"] == "元" else int(match["count"])
-
-
-def _one_year(match: _Match) -> str:
-    """同じ年を二通りに書いた「1943年(昭和18年)」を「1943年」にする。食い違えば、そのまま二つの年と読む。"""
-    return f"{match['year']}年" if sum(_era_and_count(match)) == int(match["year"]) else match[0]
-
-
-def _simple(unit: str, value: Fraction | int, match: _Match) -> Quantity:
-    return Quantity(unit, (Fraction(value),), match[0])
-
-
-def _date(match: _Match) -> Quantity | None:
+def _date(match: _Match) -> _Built:
     """日付。和暦は西暦に直す。「令和6年度」は年度、月の無い「5年短縮」「3年契約」は期間。"""
     written = match.groupdict()
     year, month, day = (int(written[part]) if written.get(part) else None for part in ("year", "month", "day"))
     if "era" in written:
-        before, count = _era_and_count(match)
+        (before, last), count = _ERAS[match["era"]], int(match["count"])
         year = before + count
         if "fiscal" in written:
-            return _simple("年度", year, match)
-        if not 1 <= count <= _ERAS[match["era"]][1]:
+            return "年度", (Fraction(year),)
+        if not 1 <= count <= last:
             return None
     elif year is not None and year < 1000 and month is None:
-        return _simple("か月", 12 * year, match)
+        return "か月", (Fraction(12 * year),)
     if month not in (None, *range(1, 13)) or day not in (None, *range(1, 32)):
         return None
-    return Quantity("日付", tuple(None if part is None else Fraction(part) for part in (year, month, day)), match[0])
+    return "日付", tuple(None if part is None else Fraction(part) for part in (year, month, day))
 
 
-def _rest(text: str, half: Fraction | int) -> Fraction | int:
-    """「3年半」「6時24分」の、半や 24分 の所。"""
-    return half if text == "半" else int(re.sub(r"\D", "", text) or 0)
-
-
-def _clock(match: _Match) -> Quantity | None:
+def _clock(match: _Match) -> _Built:
     """時刻。25 時は翌日の 1 時。"""
-    hour, minute = int(match["hour"]), _rest(match.groupdict().get("rest") or "", 30)
+    hour, minute = int(match["hour"]), int(match.groupdict().get("rest") or 0)
     first, last = _CLOCK[match["noon"] or "朝"]
     hour += 12 * (first <= hour <= last)
-    return _simple("時刻", (60 * hour + minute) % 1440, match) if hour < 30 and minute < 60 else None
+    return ("時刻", (Fraction((60 * hour + minute) % 1440),)) if hour < 30 and minute < 60 else None
 
 
-def _share(match: _Match) -> Quantity | None:
-    return _simple("比", Fraction(int(match["above"]), int(match["below"])), match) if int(match["below"]) else None
+def _share(match: _Match) -> _Built:
+    return ("比", (Fraction(int(match["above"]), int(match["below"])),)) if int(match["below"]) else None
 
 
-def _measure(match: _Match) -> Quantity:
-    """単位のある量。単位を二つ使う「3年半」「1時間24分」「7割5分」も。"""
+def _measure(match: _Match) -> _Built:
+    """単位のある量。単位を二つ使う「3年6か月」「1時間24分」「7割5分」も。"""
     written = {name: text or "" for name, text in match.groupdict().items()}
     name = re.sub(r"[\s-]", " ", written["unit"])
     unit, times = _MEASURES[name] if name in _MEASURES else _MEASURES[name.lower()]
-    value = times * Fraction(written["number"]).limit_denominator(10**9) + _rest(written.get("rest", ""), times / 2)
-    return _simple(unit + written.get("nth", ""), -value if written.get("sign") else value, match)
+    value = times * Fraction(written["number"]).limit_denominator(10**9) + int(written.get("rest") or 0)
+    return unit + written.get("nth", ""), (-value if written.get("sign") else value,)
 
 
-def _bare(match: _Match) -> Quantity:
-    return Quantity(CODE, (), match[0]) if match["code"] else _simple("", Fraction(match[0]), match)
+def _bare(match: _Match) -> _Built:
+    return (CODE, ()) if match["code"] else ("", (Fraction(match[0]),))
 
 
-def _narrow(match: _Match) -> str:
-    return nfkc(match[0])
-
-
-def _hide(match: _Match) -> str:
-    return "・" * len(match[0])
-
-
-def _decimal(match: _Match) -> str:
-    """「1 1/2 時間」の分数。"""
-    return f"{int(match[1] or 0) + int(match[2]) / int(match[3]):.12g}" if int(match[3]) else match[0]
-
-
-def _month(match: _Match) -> str:
-    return f"§{_ENGLISH['months'].split().index(match[0][:3].lower()) + 1}月"
-
-
-def _carry(match: _Match) -> str:
-    """「午後1時〜3時」の 3 時も午後。"""
-    return match[0] + match[1] * (int(match[2]) < int(match[3]) < 12)
+def _reworded(match: _Match, way: str) -> str:
+    """決まった形に替えるだけでは済まない言い換え（way は、表の rewrites の三つ目）。"""
+    said = match[0]
+    if way == "narrow":
+        return nfkc(said)
+    if way == "hide":
+        return "・" * len(said)
+    if way == "month":
+        return f"§{_ENGLISH['months'].split().index(said[:3].lower()) + 1}月"
+    if way == "decimal" and int(match[3]):  # 「1 1/2 時間」の分数
+        return f"{int(match[1] or 0) + int(match[2]) / int(match[3]):.12g}"
+    if way == "carry":  # 「午後1時〜3時」の 3 時も午後
+        return said + match[1] * (int(match[2]) < int(match[3]) < 12)
+    if way == "one_year" and _ERAS[match["era"]][0] + int(match["count"]) == int(match["year"]):
+        return f"{match['year']}年"  # 同じ年を二通りに書いた「1943年(昭和18年)」。食い違えば、二つの年と読む
+    return _english(match) if way == "english" else _arabic(match) if way == "arabic" else said
 
 
 def _english(match: _Match) -> str:
@@ -245,39 +223,30 @@ def _arabic(match: _Match) -> str:
     if re.fullmatch(_ARABIC, run):
         return run.replace(",", "")  # 先頭の 0 を残すため、数にはしない
     value = read_number(re.sub(r"\s", "", run))
-    return run if value is None else str(value)
+    return str(value) if value is not None and value.denominator == 1 else run
 
 
-def read_number(run: str) -> int | None:
+def read_number(run: str, marks: str = "兆億万千百十") -> Fraction | None:
     """「千九百四十三」「二〇二四」「974億1,500万」「97,415百万」「1.5億」を読む。読めなければ None。
 
-    位の並びが大きい順でない（百千）、位だけで数が無い（万）、おおよその数（二三日）、整数にならない数は読まない。
+    大きい位（marks）から順に、その前（いくつ分か）と後ろ（残り）に分けて読む。位の並びが大きい順でない（百千）、
+    位だけで数が無い（万）、おおよその数（二三日）は読まない。
     """
-    value = _read("".join(_KANJI.get(letter, letter) for letter in run), "".join(_SIZES))
-    return int(value) if value is not None and value.denominator == 1 else None
-
-
-def _read(run: str, marks: str) -> Fraction | None:
-    """大きい位から順に、その前（いくつ分か）と後ろ（残り）に分けて読む。"""
-    if not marks or not run:
-        return _read_digits(run)
-    head, mark, tail = run.partition(marks[0])
-    if not mark:
-        return _read(run, marks[1:])
-    large = mark in "兆億万"
-    many = _read(head, "千百十") if large else _read_digits(head or "1")
-    rest = _read(tail, marks[1:])
-    if rest is None and mark == "百" and len(tail) == 2:  # 百二三
-        rest = _read_digits("〇" + tail)
-    return None if many is None or rest is None or (large and not many) else many * _SIZES[mark] + rest
-
-
-def _read_digits(run: str) -> Fraction | None:
     if re.fullmatch(rf"(?:{_ARABIC})?", run):
         return Fraction(run.replace(",", "") or 0)
-    digits = "".join(_DIGITS.get(letter, "?") for letter in run)
-    # 二三日 は 23 日ではなく、2〜3 日
-    return None if "?" in digits or (len(digits) == 2 and digits in "123456789") else Fraction(digits)
+    run = "".join(_KANJI.get(letter, letter) for letter in run)
+    if not marks:
+        digits = "".join(_DIGITS.get(letter, "?") for letter in run)
+        return None if "?" in digits or (len(digits) == 2 and digits in "123456789") else Fraction(digits)
+    head, mark, tail = run.partition(marks[0])
+    if not mark:
+        return read_number(run, marks[1:])
+    large = mark in "兆億万"
+    many = read_number(head, "千百十") if large else read_number(head or "1", "")
+    rest = read_number(tail, marks[1:])
+    if rest is None and mark == "百" and len(tail) == 2:  # 百二三
+        rest = read_number("〇" + tail, "")
+    return None if many is None or rest is None or (large and not many) else many * _SIZES[mark] + rest
 
 
 def _any_of(names: Iterable[str]) -> str:
@@ -290,13 +259,9 @@ def _any_of(names: Iterable[str]) -> str:
 
 
 def _compile(pattern: str) -> re.Pattern[str]:
-    while (filled := re.sub(r"\{([a-z_]+)\}", _part, pattern)) != pattern:
-        pattern = filled
+    while named := re.search(r"\{([a-z_]+)\}", pattern):
+        pattern = pattern.replace(named[0], _PARTS[named[1]])
     return re.compile(pattern)
-
-
-def _part(match: _Match) -> str:
-    return _PARTS[match[1]]
 
 
 _PARTS: dict[str, str] = _TABLE["parts"] | {
@@ -315,10 +280,7 @@ _PARTS: dict[str, str] = _TABLE["parts"] | {
 _ARABIC, _AFTER_KANJI, _FOLLOWS_KANJI = _PARTS["arabic"], _compile("{after_kanji}"), _compile("{follows_kanji}")
 _START, _JOINT, _ATTACHED, _FILLER = (_compile(_PARTS[name]) for name in ("start", "joint", "attached", "filler"))
 _RULES = [(_compile(pattern), globals()["_" + build]) for build, pattern in _GRAMMAR["rules"]]
-_REWRITES: list[tuple[re.Pattern[str], str | Callable[[_Match], str]]] = [
-    (_compile(pattern), globals()["_" + function[0]] if function else new)
-    for pattern, new, *function in _GRAMMAR["rewrites"]
-]
+_REWRITES = [(_compile(pattern), new, *way) for pattern, new, *way in _GRAMMAR["rewrites"]]
 
 
 def states(answer: str, expected: str) -> bool:
