@@ -24,7 +24,7 @@ _UNITS = {name: (name, Fraction(1)) for name in (*_TABLE["counters"].split(), *_
 for _unit, _row in _TABLE["units"].items():
     for _times, _names in _row.items():
         _UNITS |= {name.replace("_", " "): (_unit, Fraction(_times)) for name in _names.split()}
-_MEASURES = {**_UNITS, "年": ("か月", Fraction(12))}
+_MEASURES = {**_UNITS, "年": ("か月", Fraction(12)), "分の": ("比", Fraction(1)), "": ("", Fraction(1))}
 _MEASURES |= {sign: (unit, Fraction(1)) for sign, unit in _TABLE["prefixes"].items()}
 _CLOCK = {word: hours for words, hours in _TABLE["clock"].items() for word in words.split()}
 _ERAS = {name: (first, last) for era, (first, last, letter) in _TABLE["eras"].items() for name in (era, letter)}
@@ -156,21 +156,16 @@ def _clock(match: _Match) -> _Built:
     return ("時刻", (Fraction((60 * hour + minute) % 1440),)) if hour < 30 and minute < 60 else None
 
 
-def _share(match: _Match) -> _Built:
-    return ("比", (Fraction(int(match["above"]), int(match["below"])),)) if int(match["below"]) else None
-
-
 def _measure(match: _Match) -> _Built:
-    """単位のある量。単位を二つ使う「3年6か月」「1時間24分」「7割5分」も。"""
+    """量（単位を二つ使う「3年6か月」「1時間24分」「7割5分」も）、分数、単位の無い数、番号。"""
     written = {name: text or "" for name, text in match.groupdict().items()}
-    name = re.sub(r"[\s-]", " ", written["unit"])
+    if written.get("code"):
+        return CODE, ()
+    name = re.sub(r"[\s-]", " ", written.get("unit", ""))
     unit, times = _MEASURES[name] if name in _MEASURES else _MEASURES[name.lower()]
-    value = times * Fraction(written["number"]).limit_denominator(10**9) + int(written.get("rest") or 0)
+    value = times * Fraction(written["number"]).limit_denominator(10**9) / int(written.get("below", 1))
+    value += int(written.get("rest") or 0)
     return unit + written.get("nth", ""), (-value if written.get("sign") else value,)
-
-
-def _bare(match: _Match) -> _Built:
-    return (CODE, ()) if match["code"] else ("", (Fraction(match[0]),))
 
 
 def _reworded(match: _Match, way: str) -> str:

@@ -11,8 +11,8 @@ from fugashi import Tagger
 from lib.errors import WorkshopError
 
 _END = re.compile(r"(?<=[。！？!?\n])(?![。！？!?\n」』）)])")
-# 半角カナ（前の仮名に付く濁点も）、濁点・半濁点の分かれた仮名、全角の英数字。
 _EXTRA = str.maketrans({"\u301c": "~", "\u2212": "-"})  # NFKC が写さない波ダッシュとマイナス
+# 半角カナ（前の仮名に付く濁点も）、濁点・半濁点の分かれた仮名、全角の英数字。
 _WIDTH = re.compile("[ぁ-ヶー]?[\uff61-\uff9f]+|[ぁ-ヶー][\u3099\u309a]+|[０-９Ａ-Ｚａ-ｚ]+")
 
 
@@ -42,8 +42,7 @@ def parts_of_speech(text: str) -> list[tuple[int, int, str]]:
     """語の（始まり, 終わりの次, 品詞の細分）。細分は「数詞」「固有名詞」など。"""
     found, end = [], 0
     for word in morphemes(text):
-        start = text.index(word.surface, end)
-        end = start + len(word.surface)
+        end = (start := text.index(word.surface, end)) + len(word.surface)
         found.append((start, end, word.feature.pos2))
     return found
 
