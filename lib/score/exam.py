@@ -2,12 +2,12 @@
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from lib.data.facts import Example, general_questions, read_examples
-from lib.files import read_json, write_json, write_text
+from lib.files import write_json, write_text
 from lib.model.generate import answer_prompts, render
 from lib.profiles import Profile
 from lib.run import Run
@@ -15,6 +15,8 @@ from lib.score.answers import Interval, score_rows, wilson
 
 Rows = Sequence[dict[str, Any]]
 Prompt = Callable[[Example], list[dict[str, str]]]
+Exam = dict[str, list[Example]]
+"""試験問題。`PARTS` の鍵 → 問題の列。"""
 PARTS = {
     "near": "取り置きの言い回し",
     "far": "別の言葉での質問",
@@ -22,17 +24,6 @@ PARTS = {
     "unanswerable": "答えの無い質問（断れたか）",
     "general": "一般の質問（英語）",
 }
-
-
-@dataclass(frozen=True)
-class Exam:
-    """試験問題。`parts` は、`PARTS` の鍵 → 問題の列。"""
-
-    parts: dict[str, list[Example]]
-
-    def size(self) -> int:
-        """問題の総数。"""
-        return sum(map(len, self.parts.values()))
 
 
 def build_exam(run: Run) -> Exam:
@@ -45,18 +36,18 @@ def build_exam(run: Run) -> Exam:
     parts["general"] = [replace(example, system=system) for example in general_questions()]
     if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
         parts = {name: examples[:4] for name, examples in parts.items()}
-    return Exam(parts)
+    return parts
 
 
 def take(
     exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str, prompt: Prompt = Example.prompt
 ) -> list[dict[str, Any]]:
     """モデルに全問を解かせ、採点した行を返す。`prompt` は、問題を入力の `messages` にする関数。"""
-    everything = [example for examples in exam.parts.values() for example in examples]
+    everything = [example for examples in exam.values() for example in examples]
     prompts = [render(tokenizer, prompt(example)) for example in everything]
     answers = iter(answer_prompts(model, tokenizer, prompts, profile))
     rows: list[dict[str, Any]] = []
-    for part, examples in exam.parts.items():
+    for part, examples in exam.items():
         rows += score_rows(examples, [next(answers) for _ in examples], name, part)
     return rows
 
@@ -117,8 +108,3 @@ def save_rows(folder: Path, name: str, rows: Rows) -> None:
     table = pandas.DataFrame(list(rows)).to_csv(index=False, lineterminator="\r\n")
     write_text(folder / f"{name}.csv", "\ufeff" + table)
     write_json(folder / f"{name}.json", list(rows))
-
-
-def load_rows(folder: Path, name: str) -> list[dict[str, Any]]:
-    """`save_rows` が書いた表を読む。"""
-    return read_json(folder / f"{name}.json")

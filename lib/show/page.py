@@ -13,7 +13,7 @@ from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_text
 from lib.run import BUILT_IN, Run, reopen
-from lib.score.exam import PARTS, gain, load_rows, share
+from lib.score.exam import PARTS, gain, share
 from lib.show.plots import curve, picture
 
 Rows = list[dict[str, Any]]
@@ -23,7 +23,7 @@ BASE = "学習前"
 def load_results(run: Run) -> dict[str, Rows]:
     """07 が採点した表を、モデルごとに分けて返す（学習前が先頭）。まだ無ければ WorkshopError。"""
     by_model: dict[str, Rows] = {}
-    for row in load_rows(run.folder / "07_evaluation", "comparison_evaluation"):
+    for row in read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"):
         by_model.setdefault(BASE if row["model"] == "base" else row["model"], []).append(row)
     return by_model
 
