@@ -92,9 +92,7 @@ def check_folder(folder: Path) -> None:
     """重みのフォルダを、作ったときの記録と突き合わせる。欠けたり途中で切れたりしていれば WorkshopError。"""
     try:
         digests = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["sha256"]
-        broken = [
-            name for name in digests if not (path := folder / name).exists() or file_sha256(path) != digests[name]
-        ]
+        broken = [n for n in digests if not (path := folder / n).exists() or file_sha256(path) != digests[n]]
     except (ValueError, KeyError, TypeError):
         broken = ["manifest.json"]
     if broken:

@@ -357,9 +357,8 @@ def own_split(path: str | Path, profile: Profile) -> Split:
     dev_wrapper, (near_wrapper, far_wrapper) = _WORDS["wrappers_dev"][lang], _WORDS["wrappers_test"][lang]
     dev = [_wrap(rows[0], "wrapped_dev", dev_wrapper) for rows in taught[:16]]  # 途中で何度も測るので、16 例まで
     near = [_wrap(rows[0], "wrapped_test", near_wrapper) for rows in taught]
-    far = [
-        _wrap(rows[-1], "own_test") if len(rows) > 1 else _wrap(rows[0], "wrapped_test", far_wrapper) for rows in taught
-    ]
+    last = {True: ("own_test", "{}"), False: ("wrapped_test", far_wrapper)}
+    far = [_wrap(rows[-1], *last[len(rows) > 1]) for rows in taught]
     unseen = [_wrap(row, "own_test") for rows in facts[-hidden:] for row in rows]
     # 回答不能な質問は、みなも堂のデータから、店と関係のない話題だけを借りる。
     system = taught[0][0].system

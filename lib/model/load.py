@@ -62,9 +62,7 @@ def resolve(profile: Profile) -> Path:
     if folder := on_disk(profile, fetch=True):
         return folder
     what = f"モデル {spec.hub_id} がどこにも見つかりません（調べた順: {' → '.join(profile.sources)}）"
-    ways = (
-        "ネットワークを確かめるか、WORKSHOP_MODEL_DIR に手元のフォルダを指定するか、PROFILE を embedded にしてください"
-    )
+    ways = "ネットワークを確かめるか、WORKSHOP_MODEL_DIR にフォルダを指定するか、PROFILE を embedded にしてください"
     raise WorkshopError(what, ways)
 
 

@@ -70,16 +70,13 @@ def _honorifics(words: list[Any]) -> tuple[bool, bool]:
     for i, word in enumerate(words):
         respectful |= word.lemma in _RESPECTFUL and (word.lemma, word.cForm) != ("為さる", "命令形")
         humble |= word.lemma in _HUMBLE or (word.lemma == "居る" and word.lForm == "オル")
-        if (word.pos1, word.lemma) != ("接頭辞", "御") or not _is_act(*words[i + 1 : i + 2]):
+        if (word.pos1, word.lemma) != ("接頭辞", "御") or not words[i + 1 :]:
             continue
         act, after = words[i + 1], [follower.lemma for follower in words[i + 2 : i + 4]]
+        derived = act.pos3 == "サ変可能" or re.search(r"[ぁ-ん]$", act.lemma or "")  # サ変の名詞か、転成名詞（知らせ）
+        if act.pos1 != "動詞" and not (act.pos1 == "名詞" and derived):  # お・ご の後ろが動作でない
+            continue
         humble |= after[:1] in (["為る"], ["出来る"], ["願う"]) or after == ["に", "上がる"]
         asked = act.pos1 == "動詞" and after and words[i + 2].cType == "助動詞-デス"  # お探しですか
         respectful |= act.lemma not in _NOT_ACTS and (after == ["に", "成る"] or bool(asked))
     return respectful, humble
-
-
-def _is_act(word: Any = None) -> bool:
-    """お・ご の後ろが動作か（動詞の連用形、サ変の名詞、「知らせ」のような転成名詞）。"""
-    derived = word and (word.pos3 == "サ変可能" or re.search(r"[ぁ-ん]$", word.lemma or ""))
-    return bool(word) and (word.pos1 == "動詞" or (word.pos1 == "名詞" and bool(derived)))
