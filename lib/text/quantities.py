@@ -163,8 +163,8 @@ def _measure(match: _Match) -> _Built:
         return CODE, ()
     name = re.sub(r"[\s-]", " ", written.get("unit", ""))
     unit, times = _MEASURES[name] if name in _MEASURES else _MEASURES[name.lower()]
-    value = times * Fraction(written["number"]).limit_denominator(10**9) / int(written.get("below", 1))
-    value += int(written.get("rest") or 0)
+    number = Fraction(written["number"]).limit_denominator(10**9 if name else 10**99)  # 0.333333333333時間 は 20 分
+    value = times * number / int(written.get("below", 1)) + int(written.get("rest") or 0)
     return unit + written.get("nth", ""), (-value if written.get("sign") else value,)
 
 
