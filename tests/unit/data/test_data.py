@@ -1,11 +1,14 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
+import tomllib
 from collections import Counter
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 from conftest import preference_rules
+from rouge_score.tokenizers import DefaultTokenizer
 
 from lib.data import facts
 from lib.data.facts import DATA, Example, find_leaks, make_split, make_unanswerable, read_jsonl
@@ -13,17 +16,39 @@ from lib.errors import WorkshopError
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
 from lib.text.quantities import states
+from lib.text.words import morphemes
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
+BOTH = pytest.mark.parametrize("lang", ["ja", "en"])
+EMPTY = tomllib.loads(Path(__file__).with_name("empty_words.toml").read_text(encoding="utf-8"))
+ENGLISH = DefaultTokenizer(use_stemmer=True).tokenize
 
 
-def test_facts_are_many_and_asked_in_many_ways():
+def content_words(lang, *texts):
+    """内容を持つ語（日本語は fugashi の見出し語、英語は語幹）。問いの語、数え方の単位、働きだけの語は除く。"""
+    if lang == "en":
+        return {word for text in texts for word in ENGLISH(text)} - set(ENGLISH(EMPTY["en"]))
+    said = [word.feature for text in texts for word in morphemes(text)]
+    return {word.lemma for word in said if word.pos1 in EMPTY["kept"].split()} - set(EMPTY["ja"].split())
+
+
+@BOTH
+def test_facts_are_asked_in_twelve_different_ways(lang):
     forms = {*facts.TRAIN_FORMS, *facts.DEV_FORMS, *facts.NEAR_FORMS, *facts.FAR_FORMS}
-    assert all(set(fact["ja"]["questions"]) == forms for fact in FACTS)
-    assert len({fact["id"] for fact in FACTS}) == len(FACTS) >= 40
+    assert all(set(fact[lang]["questions"]) == forms for fact in FACTS)
+    asked = {facts.normalise_question(text) for fact in FACTS for text in fact[lang]["questions"].values()}
+    assert len({fact["id"] for fact in FACTS}) == len(FACTS) == 64 and len(asked) == 64 * 12
 
 
-@pytest.mark.parametrize("lang", ["ja", "en"])
+@BOTH
+def test_far_questions_share_no_content_word_with_training(lang):
+    for asked in [fact[lang]["questions"] for fact in FACTS]:
+        taught = content_words(lang, *(asked[form] for form in facts.TRAIN_FORMS))
+        far = content_words(lang, asked["other_3"])
+        assert far and far.isdisjoint(taught), (asked["other_3"], far & taught)
+
+
+@BOTH
 def test_every_figure_belongs_to_one_fact_and_no_question_tells_it(lang):
     figures = Counter(figure for fact in FACTS for figure in fact[lang]["figures"])
     assert [figure for figure, count in figures.items() if count > 1] == []
@@ -43,42 +68,36 @@ def test_reference_answers_score_as_correct_and_wrong_pairs_do_not():
         assert not is_correct(example, pair["rejected"][0]["content"])
 
 
+@BOTH
 @pytest.mark.parametrize("name", PROFILES)
-def test_split_keeps_phrasings_and_facts_apart(name):
-    split = make_split(get_profile(name))
+def test_split_keeps_phrasings_and_facts_apart(name, lang):
+    split = make_split(get_profile(name), lang)
     taught, hidden = {e.fact_id for e in split.train}, {e.fact_id for e in split.unseen}
     assert taught.isdisjoint(hidden)
     assert {e.fact_id for e in split.near} == taught == {e.fact_id for e in split.far}
     assert [e.fact_id for e in split.dev] == list(dict.fromkeys(e.fact_id for e in split.train))
     forms = [{e.form for e in part} for part in (split.train, split.dev, split.near, split.far)]
     assert sum(map(len, forms)) == len(set.union(*forms))
+    assert make_split(replace(get_profile(name), train_facts=8), lang).unseen == split.unseen  # 件数を変えても同じ
 
 
-def test_no_leak_between_training_and_every_held_out_question():
-    profile = replace(get_profile("embedded"), train_facts=52)
-    split = make_split(profile)
-    pairs, _ = preference_rules().make_pairs(split, profile.preference_pairs)
-    ask_train, ask_test, _ = make_unanswerable()
-    trained = [e.question for e in split.train + split.dev + ask_train] + [p["prompt"][-1]["content"] for p in pairs]
-    assert find_leaks(trained, [e.question for e in split.near + split.far + split.unseen + ask_test]) == []
+@BOTH
+def test_no_leak_between_training_and_every_held_out_question(lang):
+    split = make_split(replace(get_profile("embedded"), train_facts=52, train_forms=7), lang)
+    prompts = [row[lang]["prompt"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")]
+    trained = [e.question for e in split.train + split.dev + split.ask_train] + prompts
+    held_out = split.near + split.far + split.unseen + split.ask_test
+    assert find_leaks(trained, [e.question for e in held_out]) == []
+    planted = [trained[0][:-1] + end for end in ("", "?", "ね。")]  # 句点や語尾を替えただけの質問は見つける
+    assert len(find_leaks(trained, planted)) == 3
 
 
-def test_the_leak_check_sees_a_planted_leak():
-    asked = "通常配送の送料はいくらになりますか。"
-    assert find_leaks(["送料はいくらですか。"], ["送料は、いくらですか？"]) and find_leaks(
-        [asked], [asked[:-1] + "ね。"]
-    )
-    assert not find_leaks(["送料はいくらですか。"], ["返品はいつまでですか。"])
-
-
-def test_held_out_facts_stay_the_same_whatever_the_training_size():
-    small, large = (make_split(replace(get_profile("embedded"), train_facts=count)) for count in (8, 40))
-    assert small.unseen == large.unseen
-
-
-def test_unanswerable_topics_are_split_and_answered_by_a_refusal():
-    train, test, made_up = make_unanswerable()
+@BOTH
+def test_unanswerable_topics_are_split_and_answered_by_a_refusal(lang):
+    train, test, made_up = make_unanswerable(lang)
     assert {e.fact_id for e in train}.isdisjoint({e.fact_id for e in test})
+    assert set(Counter(e.fact_id for e in train + test).values()) == {3}
+    assert len({e.question for e in train + test}) == 144
     assert all(is_refusal(e.answer) for e in train + test)
     assert not any(is_refusal(text) for text in made_up.values())
 
@@ -109,17 +128,19 @@ def test_sanyo_answers_trace_to_a_fact():
     assert not any("1899" in row["answer"] for row in core + extended)
 
 
-@pytest.mark.parametrize("lang", ["ja", "en"])
+@BOTH
 def test_the_general_mix_holds_no_general_exam_question(lang):
-    mix = [e.question for e in facts.general_mix(64, lang)]
-    exam = [row[lang]["question"] for row in read_jsonl(DATA / "general" / "questions.jsonl")]
-    assert {e.question for level in ("easy", "ordinary") for e in facts.general_questions(lang, level)} <= set(exam)
-    assert len(set(mix)) == 64 and len(exam) >= 40 and find_leaks(mix, exam) == []
-    with pytest.raises(WorkshopError, match="64 件しかありません"):
-        facts.general_mix(65, lang)
+    size = len(read_jsonl(DATA / "general" / "mix.jsonl"))
+    mix = [e.question for e in facts.general_mix(size, lang)]
+    easy, ordinary = (facts.general_questions(lang, level) for level in ("easy", "ordinary"))
+    assert len(set(mix)) == size >= 96 and len(easy) >= 40 and len(ordinary) >= 20
+    assert find_leaks(mix, [e.question for e in easy + ordinary]) == []
+    assert all(is_correct(e, e.answer) and not is_correct(e, e.question) for e in easy + ordinary)
+    with pytest.raises(WorkshopError, match=f"{size} 件しかありません"):
+        facts.general_mix(size + 1, lang)
 
 
-@pytest.mark.parametrize("lang", ["ja", "en"])
+@BOTH
 def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
     profile = get_profile("embedded")
     subsets = facts.make_subsets(profile, lang)
@@ -132,13 +153,14 @@ def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
     assert len({e.fact_id for e in subsets["50"]}) == 50 and len({e.form for e in subsets["300"]}) >= 5
 
 
-@pytest.mark.parametrize("lang", ["ja", "en"])
+@BOTH
 def test_conversations_state_only_the_figures_of_their_facts(lang):
     by_id = {fact["id"]: fact for fact in FACTS}
     split = make_split(get_profile("embedded"), lang)
     held_out = [e.question for e in split.near + split.far + split.unseen + split.ask_test]
     rows = read_jsonl(DATA / "support" / "conversations.jsonl")
     assert len(rows) >= 20 and len(facts.conversations(split, lang)) >= 8
+    assert all(len(row["ja"]["messages"]) == len(row["en"]["messages"]) for row in rows)
     for row in rows:
         turns = row[lang]["messages"]
         assert [t["role"] for t in turns] == ["user", "assistant"] * (len(turns) // 2) and len(turns) >= 4
