@@ -34,9 +34,7 @@ def build_exam(run: Run) -> Exam:
     # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
     system = parts["near"][0].system
     parts["general"] = [replace(example, system=system) for example in general_questions()]
-    if run.profile.train_facts < 8:  # smoke と talk では、問題も少なくして時間を守る
-        parts = {name: examples[:4] for name, examples in parts.items()}
-    return parts
+    return {part: examples[: run.profile.exam_questions or None] for part, examples in parts.items()}
 
 
 def take(

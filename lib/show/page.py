@@ -16,13 +16,12 @@ from lib.run import BUILT_IN, Run, reopen
 from lib.score.exam import PARTS, gain, share
 from lib.show.plots import curve, picture
 
-Rows = list[dict[str, Any]]
 BASE = "学習前"
 
 
-def load_results(run: Run) -> dict[str, Rows]:
+def load_results(run: Run) -> dict[str, list[dict[str, Any]]]:
     """07 が採点した表を、モデルごとに分けて返す（学習前が先頭）。まだ無ければ WorkshopError。"""
-    by_model: dict[str, Rows] = {}
+    by_model: dict[str, list[dict[str, Any]]] = {}
     for row in read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"):
         by_model.setdefault(BASE if row["model"] == "base" else row["model"], []).append(row)
     return by_model
@@ -72,13 +71,16 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 
 def main() -> None:
     """コマンドの入口: 「report か gate」と実行の名前。gate は、07 が上がったと示していなければ 1 で終わる。"""
-    what, name = sys.argv[1:]
     with command_line():
+        if len(sys.argv) != 3:
+            raise WorkshopError("report か gate と、実行の名前が要ります", "make report か make gate を使ってください")
+        what, run = sys.argv[1], reopen(sys.argv[2])
         if what == "report":
-            print(write_report(reopen(name)))
-        elif (low := reopen(name).metrics("07_evaluation")["near_gain_low"]) <= 0:
-            gap = f"取り置きの正答率の伸びの、95% 区間の下限は {100 * low:+.1f} 点です"
-            raise WorkshopError(f"学習前を上回ると示せません（{gap}）", "make report で、弱い部分を確かめてください")
+            print(write_report(run))
+        elif ((low := run.metrics("07_evaluation").get("near_gain_low")) or 0) <= 0:
+            gap = "測っていません" if low is None else f"{100 * low:+.1f} 点です"
+            told = f"学習前を上回ると示せません（取り置きの正答率の伸びの、95% 区間の下限は {gap}）"
+            raise WorkshopError(told, "make report で、弱い部分を確かめてください")
 
 
 if __name__ == "__main__":

@@ -12,8 +12,7 @@ from matplotlib.figure import Figure
 
 from lib.files import REPOSITORY
 
-# 色覚の違いに強い配色（Okabe & Ito 2008）。
-BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"
+BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"  # Okabe & Ito 2008: 色覚に強い
 plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=(BLUE, ORANGE, GREEN, RED, GREY, "#56B4E9", "#CC79A7"))
 _FOLDER = FileSystemLoader([REPOSITORY / "data" / "templates", REPOSITORY / "data" / "pictures"])
