@@ -92,9 +92,10 @@ def ran(*arguments, timeout=600):
     return process.returncode, output
 
 
-def python(*arguments, cwd=REPOSITORY, **more):
-    """別の Python を走らせて、終わりまで待つ。"""
-    return subprocess.run([sys.executable, *arguments], cwd=cwd, capture_output=True, encoding="utf-8", **more)
+def python(*arguments, given=None, **environment):
+    """別の Python を、いまの環境変数に environment を足して走らせ、終わりまで待つ。given は、標準入力に渡す字。"""
+    pipes = {"capture_output": True, "encoding": "utf-8", "input": given, "env": {**os.environ, **environment}}
+    return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, timeout=600, **pipes)
 
 
 def refused(done, *words):

@@ -78,8 +78,8 @@ def main() -> None:
         if what == "report":
             print(write_report(run))
         elif ((low := run.metrics("07_evaluation").get("near_gain_low")) or 0) <= 0:
-            gap = "測っていません" if low is None else f"{100 * low:+.1f} 点です"
-            told = f"学習前を上回ると示せません（取り置きの正答率の伸びの、95% 区間の下限は {gap}）"
+            gap = "測っていません" if low is None else f"{100 * low:+.1f} 点"
+            told = f"学習前を上回ると示せません（取り置きの正答率の伸びの、95% 区間の下限: {gap}）"
             raise WorkshopError(told, "make report で、弱い部分を確かめてください")
 
 

@@ -19,7 +19,7 @@ RUN = "pytest-rehearse"
 @pytest.fixture(scope="module")
 def rehearsal():
     """発表を一度通した結果（画面の出力と終了コード）。"""
-    return python("-m", "lib.talk.rehearse", "--run", RUN, timeout=600)
+    return python("-m", "lib.talk.rehearse", "--run", RUN)
 
 
 def cell(seconds, *tags):

@@ -1,6 +1,7 @@
-"""二つ同時に走らせない、秘密を残さない、書き込めなくなったら一文で止まる。"""
+"""二つ同時に走らせない、秘密を残さない、書き込めなくなったら、打ち間違えたら、一文で止まる。"""
 
-import os
+import runpy
+import sys
 
 import nbformat
 import pytest
@@ -29,7 +30,7 @@ def run_planted(folder, *cells, before="", arguments=("01_concepts",), **environ
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
     nbformat.write(notebook, folder / "01_concepts.ipynb")
     code = PIPELINE.format(folder=str(folder), arguments=arguments, before=before)
-    return python("-c", code, env={**os.environ, **environment})
+    return python("-c", code, **environment)
 
 
 LEAKY = [
@@ -68,7 +69,7 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_of_a_killed_one
         assert not (run.folder / "notebooks").exists()
     code = "import os, pathlib, signal; from lib.execute import only_one\n"
     code += f"with only_one(pathlib.Path({str(run.folder)!r})): os.kill(os.getpid(), signal.SIGKILL)"
-    assert python("-c", code, env={**os.environ, "WORKSHOP_RUN_HELD": ""}).returncode == -9
+    assert python("-c", code, WORKSHOP_RUN_HELD="").returncode == -9
     run.stage("01_concepts")  # 途中まで進んだ段
     result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
     assert result.returncode == 0 and "途中の成果物があります" in result.stdout
@@ -95,3 +96,24 @@ def test_a_cell_past_its_time_names_notebook_cell_and_seconds(tmp_path):
     (cell,) = [number for number, cell in enumerate(place, 1) if "sleep" in "".join(cell["source"])]
     refused(done, "2 秒たっても終わりません", f"01_concepts のセル {cell}）")
     assert "書き込めません" not in done.stderr
+
+
+MISTAKES = """execute --profile nope | embedded
+execute --run ../x | 使えません
+execute 09_nothing | 09_nothing
+execute --data data/my/ない.csv | 見つかりません
+show.page | report か gate
+show.page gate no-such-run | 先に
+show.page report no-such-run | 先に
+talk.app --run no-such-run | no-such-run"""
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
+@pytest.mark.parametrize("row", MISTAKES.splitlines())
+def test_a_mistake_on_the_command_line_is_one_sentence(row, monkeypatch, capsys):
+    (module, *arguments), word = row.split(" | ")[0].split(), row.split(" | ")[1]
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(SystemExit, match="1"):
+        runpy.run_module(f"lib.{module}", run_name="__main__")
+    told = capsys.readouterr().err
+    assert told.startswith("✋ ") and told.count("\n") == 1 and word in told

@@ -132,8 +132,7 @@ def test_a_local_folder_wins_over_the_hub_and_a_model_out_of_reach_is_one_senten
         resolve(get_profile("embedded-ja"))
     code = "from lib.model.load import resolve; from lib.profiles import get_profile\n"
     code += "from lib.errors import command_line\nwith command_line(): resolve(get_profile('cuda'))"
-    offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": "/nonexistent"}
-    refused(python("-c", code, env=offline), "どこにも見つかりません")
+    refused(python("-c", code, HF_HUB_OFFLINE="1", HF_HOME="/nonexistent"), "どこにも見つかりません")
     if not torch.cuda.is_available():
         with one_sentence("cuda がありません"):
             load_model(tiny_llama, get_profile("cuda"))

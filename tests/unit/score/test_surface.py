@@ -1,7 +1,6 @@
 """文字と語の似かたの指標: 元の実装と同じ値か。年を間違えた答えを、正しい言い換えより高く採点するか。"""
 
 import json
-import os
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -131,8 +130,8 @@ json.dump(found, sys.stdout)
 
 def test_metrics_load_from_our_folder_without_a_network_and_say_what_they_do_not_see(tmp_path):
     answers, references = [WRONG, PARAPHRASE, SHORT, REFERENCE], [REFERENCE] * 4
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = python("-c", OFFLINE, input=json.dumps([answers, references, [["1943年5月"]] * 4]), env=environment)
+    cut_off = {"HF_HUB_OFFLINE": "1", "HF_EVALUATE_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = python("-c", OFFLINE, given=json.dumps([answers, references, [["1943年5月"]] * 4]), **cut_off)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["fact_match"][0] == {"fact_match": 0.75, "made_up": 0.25}

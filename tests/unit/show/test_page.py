@@ -5,7 +5,7 @@ from contextlib import nullcontext
 
 import nbformat
 import pytest
-from conftest import exam_sheet, from_notebook, one_sentence, python, refused
+from conftest import exam_sheet, from_notebook, one_sentence
 from huggingface_hub import ModelCard
 
 import lib.run
@@ -72,15 +72,17 @@ def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "×", "×"]
 
 
-def test_the_commands_end_in_one_sentence(run, monkeypatch):
-    for what in ("gate", "report"):
-        refused(python("-m", "lib.show.page", what, "no-such-run"), "ありません", "先に")
+GATE = [({"near_gain_low": 0.01}, ""), ({"near_gain_low": 0.0}, "下限: +0.0 点"), ({}, "下限: 測っていません")]
+
+
+@pytest.mark.parametrize(("found", "told"), GATE)
+def test_the_gate_command_fails_unless_the_run_shows_a_gain(run, monkeypatch, capsys, found, told):
     monkeypatch.setattr(lib.run, "OUTPUTS", run.folder.parent)
-    for low in (0.0, 0.01):
-        run.finish("07_evaluation", {"near_gain_low": low})
-        monkeypatch.setattr("sys.argv", ["page", "gate", "told"])
-        with nullcontext() if low > 0 else pytest.raises(SystemExit, match="1"):
-            main()
+    monkeypatch.setattr("sys.argv", ["page", "gate", "told"])
+    run.finish("07_evaluation", found)
+    with pytest.raises(SystemExit, match="1") if told else nullcontext():
+        main()
+    assert told in capsys.readouterr().err
 
 
 def test_the_index_links_what_was_run_under_the_heading_of_its_notebook(run):

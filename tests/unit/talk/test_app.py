@@ -7,7 +7,7 @@ from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import one_sentence, python, refused
+from conftest import one_sentence
 
 from lib.data.facts import Example, write_examples
 from lib.errors import WorkshopError
@@ -131,12 +131,6 @@ def test_models_load_once_when_first_asked_and_llama_cpp_always_stops(tmp_path, 
         assert [models["GGUF Q8_0"]("問い") for _ in range(2)] == [f"{EXAMPLES[0].system} 問い"] * 2
         assert seen == ["adapter", "adapter", "model-q8_0.gguf"]
     assert seen[-1] == "止めた"
-
-
-def test_a_missing_run_is_one_sentence():
-    told = python("-m", "lib.talk.app", "--run", "no-such-run", timeout=60)
-    refused(told, "✋ ファイルがありません", "no-such-run")
-    assert told.stderr.count("\n") == 1
 
 
 @pytest.fixture
