@@ -50,7 +50,7 @@ class Profile:
     orpo_learning_rate: float = 1e-3  # 素のモデルから始めるので、SFT に近い大きさ
     answer_batch: int = 64  # まとめて答える問数。120 問（2 コア）: 16 で 60 秒、32 で 47 秒、64 で 42 秒。答えは同じ
     answer_tokens: int = 48  # 1 問の最大トークン数。正解は最長 24 字 ≒ 43 トークン。EOS の分を足した
-    exam_questions: int = 0  # 試験の部分ごとに、何問まで出すか。0 なら全部
+    exam_questions: int = 0  # 評価の部分（near、far など）ごとの問題の数。0 なら全部
     quantizations: tuple[str, ...] = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")  # 06 で作る GGUF の種類
     experiments: bool = False  # 付録の実験を計算するか。1〜2 時間掛かるので、ふだんは録画を見せる
     four_bit: bool = False  # 学習の間だけ、ベースモデルを NF4 に縮めて置くか（QLoRA）。135M では得が無い（A1）

@@ -30,6 +30,7 @@ from lib.score.answers import is_refusal
 from lib.score.exam import PARTS
 
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
+_LONGEST += ("test_export", "test_llamacpp", "test_resume", "test_guard")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
 _STARTED = time.time()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

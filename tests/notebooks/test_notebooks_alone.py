@@ -13,13 +13,7 @@ from lib.run import APPENDICES, OUTPUTS, STAGES
 def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
     """テストの中で初めて作る 50 行の CSV が、1 行も書き換えずに最後まで走る（学習の効果は問わない）。"""
     items = ["鉛筆", "定規", "地図", "電池", "切手", "風船", "積木", "雑巾", "軍手", "石鹸"]
-    asks = [
-        "{}の値段は？",
-        "{}はいくらですか。",
-        "{}を買うと何円払いますか。",
-        "{}、いくらする？",
-        "{}の価格を知りたい。",
-    ]
+    asks = ["{}の値段は？", "{}はいくら？", "{}を買うと何円払いますか。", "{}、いくらする？", "{}の価格を知りたい。"]
     lines = [f"{ask.format(name)},{name}は{137 + 41 * i}円です。" for ask in asks for i, name in enumerate(items)]
     table = tmp_path / "値段表.csv"
     table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")

@@ -1,6 +1,7 @@
 """発表を本当に通す: 45 分に収まり、スライドは 1 ファイルで、本物のブラウザで 1280×720 に収まる。"""
 
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import nbformat
@@ -14,6 +15,7 @@ from lib.talk.plan import load_plan
 from lib.talk.rehearse import SOURCE, computed_seconds, report
 
 RUN = "pytest-rehearse"
+MEASURE = Path(__file__).with_name("slide.js").read_text(encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -109,14 +111,7 @@ def test_every_slide_is_readable_at_1280_by_720(window, rehearsal, tmp_path):
     for number in range(count):
         slide = window.locator(".slide.on")
         assert window.locator("footer:visible").inner_text().endswith(f"{number + 1} / {count}")
-        low, right, small, floor = slide.evaluate(
-            "s => { const seen = [...s.querySelectorAll(':scope > :not(footer):not(aside), "
-            ":scope > :not(footer):not(aside) *')].filter(e => e.getClientRects().length);"
-            "const box = seen.map(e => e.getBoundingClientRect());"
-            "return [Math.max(...box.map(b => b.bottom)), Math.max(...box.map(b => b.right)),"
-            "Math.min(...seen.map(e => parseFloat(getComputedStyle(e).fontSize))),"
-            "s.querySelector('footer').getBoundingClientRect().top] }"
-        )
+        low, right, small, floor = slide.evaluate(MEASURE)
         window.screenshot(path=tmp_path / f"{number + 1:02d}.png")
         assert low <= floor and right <= 1280, f"{number + 1} 枚目がはみ出しています（{low:.0f}, {right:.0f}）"
         assert small >= 13, f"{number + 1} 枚目の字が小さすぎます（{small} px）"

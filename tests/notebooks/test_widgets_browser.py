@@ -2,6 +2,7 @@
 
 import os
 import secrets
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,56 +10,18 @@ import sys
 import time
 import urllib.request
 from functools import partial
+from pathlib import Path
 
-import nbformat
 import pytest
 
 from lib.files import REPOSITORY
-
-VIEWS = f"""import sys
-sys.path.insert(0, {str(REPOSITORY)!r})
-from IPython.display import HTML
-from ipywidgets import Text
-from lib.show.plots import curve, picture
-from lib.show.widgets import sliders
-
-def rates(steps=10, kind="cosine"):
-    return curve([{{"step": n, kind: n}} for n in range(steps)], [kind], f"{{steps}} {{kind}}")
-
-def words(text="初め"):
-    return picture("token_boxes.html", pieces=[(text, 7, False)], caption=f"{{len(text)}} 文字")
-"""
-BAR = """from lib.talk.demo import Demo, presenter_bar
-from lib.talk.plan import Clock, load_plan
-demo = Demo(900)
-presenter_bar(Clock(load_plan()), demo)"""
-BUSY = """import time
-from types import SimpleNamespace
-
-def train():
-    control = SimpleNamespace(should_training_stop=False)
-    for number in range(1, 2001):
-        until = time.monotonic() + 0.1
-        while time.monotonic() < until:
-            sum(range(9999))
-        demo.on_step_end(None, SimpleNamespace(global_step=number, max_steps=2000), control)
-        if control.should_training_stop:
-            break
-    print(f"止まった歩 {number}")
-
-await demo.live(train)"""
-CELLS = [VIEWS, 'sliders(rates, steps=(2, 40), kind=["cosine", "linear"])']
-CELLS += ['sliders(words, text=lambda: Text(placeholder="ここに書く"))', BAR, BUSY]
-CELLS += ['print("次のセル")', 'time.sleep(0.5)\nprint("終わりのセル")']  # 「すべて実行」は、ボタンで止まってはいけない
 
 
 @pytest.fixture
 def lab(tmp_path):
     """ノートブックを一つ置いた JupyterLab の住所。127.0.0.1 だけで、その場限りの合い言葉を付ける。"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
     (tmp_path / "work").mkdir()
-    nbformat.write(notebook, tmp_path / "work" / "widgets.ipynb")
+    shutil.copy(Path(__file__).with_name("widgets.ipynb"), tmp_path / "work")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -69,7 +32,8 @@ def lab(tmp_path):
     tracker.mkdir(parents=True)
     # 画面の外のセルも、消さずに置く
     (tracker / "tracker.jupyterlab-settings").write_text('{"windowingMode": "none"}', encoding="utf-8")
-    settings |= {"JUPYTER_TOKEN": token, "PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
+    settings |= {"PYTHONPATH": str(REPOSITORY), "JUPYTER_TOKEN": token}
+    settings |= {"PATH": f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"}
     command = [sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", "--ip=127.0.0.1", f"--port={port}"]
     with (tmp_path / "lab.log").open("w") as log:
         server = subprocess.Popen(

@@ -1,11 +1,12 @@
-"""終わった実行の指標を、記録した期待値と比べる（`make compare`）。許す幅は三つのシードのばらつきから決めてある。
+"""終わった実行の指標を、記録した期待値と比べる（`make compare`）。README の表は、記録済みの結果のとおり。
 
-`make test` では実行が無いので、比べ方そのものだけを確かめる。
+許す幅は三つのシードのばらつきから決めてある。`make test` では実行が無いので、比べ方そのものだけを確かめる。
 """
 
 import os
 
 import pytest
+from maintain.readme_table import README, SEEDS, filled
 from maintain.record import EXPECTED, allowed, collect, expected_from
 
 from lib.files import read_json
@@ -41,3 +42,12 @@ def test_expected_values_cover_the_promises_of_the_readme():
     value = {name: rule.get("value") for name, rule in expected["metrics"].items()}
     assert value["03_baseline.near_accuracy"] <= 0.05 and value["07_evaluation.sft_near_accuracy"] >= 0.90
     assert value["07_evaluation.sft_unseen_accuracy"] <= 0.05 and value["06_merge_to_gguf.f16_token_agreement"] >= 0.99
+
+
+def test_the_readme_is_short_and_shows_the_recorded_numbers():
+    text, seeds = README.read_text(encoding="utf-8"), read_json(SEEDS)["embedded"]
+    assert len(text.encode()) <= 13_000 and len(text.splitlines()) <= 160
+    assert text.count("<!-- 結果の表 -->") == 1
+    assert filled(text, seeds) == text, "python tests/maintain/readme_table.py で書き直してください"
+    seeds["0"]["07_evaluation"]["sft_near_accuracy"] = 0.5  # 別の記録なら、表が変わる
+    assert "50.0" in filled(text, seeds) != text

@@ -1,5 +1,6 @@
-"""言葉の歯止め: 検索しても出てこない言い方（words.toml）の数は、下がるだけ。言い換えは、教材の用語の決まりのとおり。"""
+"""言葉: 検索しても出てこない言い方（words.toml）の数は、下がるだけ。用語集は重ならず、指す所に本当にその言葉がある。"""
 
+import csv
 import json
 import re
 import tomllib
@@ -33,3 +34,14 @@ def test_a_banned_word_only_gets_rarer(pattern, everything):
     instead, most = BANNED[pattern]
     found = len(re.findall(pattern, everything))
     assert found <= most, f"「{pattern}」が {found} 個（上限 {most}）。「{instead}」と書いてください"
+
+
+def test_every_term_is_explained_and_found_where_it_points():
+    text = (REPOSITORY / "data" / "glossary" / "terms.csv").read_text(encoding="utf-8")
+    terms = list(csv.DictReader(text.splitlines()))
+    assert len(terms) >= 30 and all(all(term.values()) for term in terms)
+    assert len({term["ja"] for term in terms}) == len({term["en"] for term in terms}) == len(terms)
+    for term in terms:
+        page = (REPOSITORY / "notebooks" / f"{term['notebook']}.ipynb").read_text(encoding="utf-8")
+        text = page.lower().replace("_", " ")
+        assert re.sub(r"（.+）", "", term["ja"]).lower() in text or term["en"].lower() in text, term["ja"]

@@ -1,6 +1,7 @@
-"""作業場と重みの約束: 間違いは一文で知らせ、何も上書きしない。"""
+"""作業場と重みの約束: 間違いは一文で知らせ、何も上書きしない。設定ごとの結果は一度だけ計算し、出どころを必ず言う。"""
 
 import os
+import shutil
 import zipfile
 from collections import namedtuple
 from dataclasses import replace
@@ -10,14 +11,16 @@ import nbformat
 import pytest
 import torch
 from conftest import one_sentence, python, refused
+from maintain.record import record_experiments
 
 import lib.files
 import lib.model.weights
+import lib.run
 from lib import execute
-from lib.files import read_json, write_json, write_text
+from lib.files import REPOSITORY, read_json, write_json, write_text
 from lib.model.load import load_model, load_tokenizer, resolve
 from lib.profiles import PROFILES, get_profile
-from lib.run import open_run
+from lib.run import key_of, measured, open_run
 
 EMBEDDED = get_profile("embedded")
 
@@ -36,7 +39,7 @@ def test_an_unknown_profile_lists_the_known_ones():
 
 
 def test_opening_a_run_is_light():
-    code = "import sys, time; start = time.perf_counter(); from lib.run import open_run\n"
+    code = "import sys, time; start = time.perf_counter(); from lib.run import key_of, measured, open_run\n"
     code += "print(time.perf_counter() - start, *{'torch', 'transformers', 'pandas', 'papermill'} & set(sys.modules))"
     found = [python("-c", code).stdout.split() for _ in range(3)]
     assert all(len(words) == 1 for words in found), found
@@ -164,3 +167,48 @@ def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
     assert mark(work, v4.new_code_cell("run.finish('x', {'a': a, 'b': 1})")) != before
     monkeypatch.setattr(execute, "versions", lambda: {"trl": "99.0"})
     assert mark(work, end) != before, "ライブラリを上げたら、同じ名前の実行でもやり直す"
+
+
+SETTINGS = {"rank": 16, "targets": ["q_proj", "v_proj"], "seed": 0}
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    monkeypatch.setattr(lib.run, "EXPERIMENTS", tmp_path / "experiments")
+    monkeypatch.setattr(lib.run, "RECORDED", tmp_path / "recorded.json")
+    return tmp_path
+
+
+def never(settings):
+    raise AssertionError("計算してはいけない")
+
+
+def test_a_point_of_the_same_settings_is_computed_once_and_says_so(folders):
+    run = open_run("full", "x", outputs=folders)
+    with pytest.raises(AssertionError):
+        measured(run, SETTINGS, never)  # 失敗した計算は、点を残さない
+    first = measured(run, SETTINGS, lambda settings: {"near": 0.5})
+    assert (first.result, first.origin) == ({"near": 0.5}, "いま計算")
+    again = measured(run, dict(reversed(SETTINGS.items())), never)
+    assert again.result == first.result and again.origin.startswith("前に計算（20")
+    changes = [{**SETTINGS, "rank": 8}, {**SETTINGS, "targets": ["q_proj"]}, {**SETTINGS, "data": "abc"}]
+    assert len({key_of(settings) for settings in [SETTINGS, *changes]}) == 4
+
+
+def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
+    run = open_run("smoke", "y", outputs=folders)
+    empty = measured(run, SETTINGS, never)
+    assert empty.result == {} and "まだ測っていない" in empty.origin
+    full = replace(run, profile=replace(run.profile, experiments=True))
+    measured(full, SETTINGS, lambda settings: {"near": 0.25})
+    record_experiments()
+    shutil.rmtree(lib.run.EXPERIMENTS)
+    played = measured(run, SETTINGS, never)
+    assert played.result == {"near": 0.25} and played.origin.startswith("録画（20") and "スレッド" in played.origin
+
+
+def test_every_recorded_point_still_belongs_to_its_settings():
+    """録画の鍵は設定の指紋。設定を手で書き換えた録画は、ここで赤くなる。"""
+    recorded = read_json(REPOSITORY / "data" / "recorded" / "experiments.json")
+    assert recorded and all(key == key_of(row["settings"]) for key, row in recorded.items())
+    assert all({"result", "date", "machine", "versions"} <= set(row) for row in recorded.values())

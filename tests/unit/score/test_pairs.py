@@ -1,13 +1,19 @@
-"""選好ペア（02 と 05 の関数）: 規則の順位、評価用 LLM への二度の問い、テストの事実を使わないこと。"""
+"""選好ペア（02 と 05 の関数）と評価用 LLM（07 の関数）: 規則の順位、二度の問い、数字に出る偏り、出ない鍵。"""
 
+import json
+import re
+import threading
 from collections import Counter
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from conftest import from_notebook, preference_rules
 
 from lib.data.facts import Example, find_leaks, make_split
+from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.score.answers import is_correct, is_refusal
+from lib.text.words import nfkc
 
 RULES = preference_rules()
 WRONG, MADE_UP, VAGUE, RUDE = RULES.WRONG, RULES.MADE_UP, RULES.VAGUE, RULES.RUDE
@@ -75,3 +81,76 @@ def test_choices_by_hand_become_pairs():
     assert [sides(first), sides(second)] == [("二", "一"), ("五", "六")] and "人" in first["reason"]
     assert first["prompt"] == FEE.prompt()
     assert set(first) == set(RULES.rank_pairs([FEE], [["分かりません", FEE.answer]])[0])
+
+
+NAMES = ("read_choice", "ask_judge", "judge", "compare")
+FOUND = from_notebook("07_evaluation", *NAMES, re=re, nfkc=nfkc, WorkshopError=WorkshopError)
+BAD = [{"question": f"問い{n}", "reference": "690円", "answer": f"{n}円", "correct": False} for n in range(10)]
+GOOD = [{**row, "answer": "690円です", "correct": True} for row in BAD]
+
+
+def fair(question, a, b):
+    assert "正解: 690円" in question
+    return "A" if a == "690円です" else "B" if b == "690円です" else ""
+
+
+def test_a_fair_judge_agrees_with_the_rule_and_one_that_always_takes_the_first_is_exposed():
+    assert FOUND.compare(fair, BAD, GOOD) == [{"win": 1.0, "same": True, "agrees": True}] * 10
+    assert FOUND.compare(fair, GOOD, BAD) == [{"win": 0.0, "same": True, "agrees": True}] * 10
+    assert FOUND.compare(lambda *_: "A", BAD, GOOD) == [{"win": 0.5, "same": False, "agrees": False}] * 10
+    assert FOUND.compare(lambda *_: "A", BAD, BAD) == [{"win": 0.5, "same": False}] * 10
+
+
+def test_only_a_clear_choice_counts():
+    clear = {"A": "A", "答えは B です。": "B", "Ｂ": "B", " b です": "B"}
+    for said in (*clear, "引き分け", "A と B は同じ", "Apple", "", "I see a tie"):
+        assert FOUND.read_choice(said) == clear.get(said, ""), said
+
+
+@pytest.fixture
+def endpoint(monkeypatch):
+    """127.0.0.1 の、OpenAI 互換の口。"""
+    seen = {"reply": {"choices": [{"message": {"content": " b です"}}]}}
+
+    class Endpoint(BaseHTTPRequestHandler):
+        def do_POST(self):
+            seen["path"], seen["key"] = self.path, self.headers["Authorization"]
+            seen["body"] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(seen.get("status", 200))
+            self.end_headers()
+            self.wfile.write(json.dumps(seen["reply"]).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/v1/"
+        for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", address)):
+            monkeypatch.setenv(f"WORKSHOP_JUDGE_{name}", value)
+        yield seen
+        server.shutdown()
+
+
+def test_the_judge_speaks_the_openai_protocol_and_hides_its_key(endpoint, capsys):
+    assert FOUND.judge("質問", "一", "二") == "B"
+    assert endpoint["path"] == "/v1/chat/completions" and endpoint["key"] == "Bearer himitsu"
+    assert "一" in endpoint["body"]["messages"][0]["content"] and endpoint["body"]["model"] == "m"
+    assert "himitsu" not in json.dumps(endpoint["body"]) + capsys.readouterr().out
+
+
+SILENT = [
+    ({"WORKSHOP_JUDGE_URL": "http://127.0.0.1:9/v1"}, "URLError"),  # 誰も待っていない口
+    *(({"WORKSHOP_JUDGE_URL": "宛先の無い字"}, "ValueError"), ({"WORKSHOP_JUDGE_KEY": "himitsu\n"}, "ValueError")),
+    *(({"status": 401}, "401"), ({"reply": {"error": "himitsu"}}, "KeyError"), ({"reply": []}, "TypeError")),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), SILENT)
+def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(endpoint, monkeypatch, change, told):
+    for name in filter(str.isupper, change):
+        monkeypatch.setenv(name, change[name])
+    endpoint |= change
+    with pytest.raises(WorkshopError, match=f"審判が答えません（{told}）") as error:
+        FOUND.judge("質問", "一", "二")
+    assert "himitsu" not in str(error.value) and error.value.__suppress_context__

@@ -1,6 +1,9 @@
 """文字と語の似かたの指標: 元の実装と同じ値か。年を間違えた答えを、正しい言い換えより高く採点するか。"""
 
 import json
+import tomllib
+from fractions import Fraction
+from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
@@ -19,13 +22,10 @@ SEVEN = from_notebook(
     *("07_evaluation", "bleu", "chrf", "by_word", "rouge_l", "llm_jp_eval", "jsquad", "distinct", "japanese_share")
 )
 ROWS = [row["ja"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")][:60]
-EDGES = [
-    *(("", ""), ("", "690円です。"), ("690円です。", ""), ("６９０円です。\n\n余計な話。", "690円です")),
-    *(("ＥＰＯＣＡ  です。。", "epoca です"), ("Ｂ　Ａ", "A B"), ("690 円 です", "690円です。")),
-    *(("7〜8割です。", "7~8割です。"), ("690円です。", "690円です。")),
-]
-ANSWERS = [row["rejected"] for row in ROWS] + [answer for answer, _ in EDGES]
-REFERENCES = [row["chosen"] for row in ROWS] + [reference for _, reference in EDGES]
+_TABLE = tomllib.loads(Path(__file__).with_name("surface.toml").read_text(encoding="utf-8"))["edges"]
+EDGES = [(said, gold, exact, *map(float, map(Fraction, f1))) for said, gold, exact, *f1 in _TABLE]
+ANSWERS = [row["rejected"] for row in ROWS] + [answer for answer, *_ in EDGES]
+REFERENCES = [row["chosen"] for row in ROWS] + [reference for _, reference, *_ in EDGES]
 REFERENCE = "三陽商会は1943年5月に設立されました。"
 PARAPHRASE = "同社の創立は昭和18年、つまり1943年の5月です。"
 SHORT = "1943年5月です。"
@@ -44,13 +44,11 @@ def surface():
 
 def test_exact_match_and_f1_follow_llm_jp_eval_and_jsquad(surface):
     """surface_ja は、07 の関数が一つずつ返す値の平均。手で求めた値とも合う。"""
-    pairs, exact = list(zip(ANSWERS, REFERENCES, strict=True)), [1, 0, 0, 0, 0, 0, 0, 0, 1]
-    llm_jp_eval, jsquad = [1, 0, 0, 12 / 13, 1 / 3, 1, 2 / 3, 6 / 7, 1], [1, 0, 0, 1 / 3, 3 / 8, 1 / 3, 6 / 7, 5 / 6, 1]
-    names = (("exact_match", "char_f1"), ("jsquad_exact_match", "jsquad_f1"))
-    for ours, f1, columns in zip((SEVEN.llm_jp_eval, SEVEN.jsquad), (llm_jp_eval, jsquad), names, strict=True):
-        assert [ours(*pair) for pair in EDGES] == [same(row) for row in zip(exact, f1, strict=True)]
-        found = zip(*(ours(*pair) for pair in pairs), strict=True)
-        assert [surface[name] for name in columns] == same(list(map(fmean, found)))
+    for place, kind, ours in ((3, "", SEVEN.llm_jp_eval), (4, "jsquad_", SEVEN.jsquad)):
+        assert [ours(*edge[:2]) for edge in EDGES] == [same((edge[2], edge[place])) for edge in EDGES]
+        found = zip(*map(ours, ANSWERS, REFERENCES), strict=True)
+        names = (f"{kind}exact_match", f"{kind or 'char_'}f1")
+        assert [surface[name] for name in names] == same(list(map(fmean, found)))
     assert SEVEN.llm_jp_eval("６９０円\n\nです", "690円")[0] == 1 == SEVEN.jsquad("Epoca です。", "EPOCA  です")[0]
 
 
