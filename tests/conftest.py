@@ -3,7 +3,6 @@
 import ast
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import tempfile
 import time
 import tomllib
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
@@ -21,12 +19,11 @@ import pytest
 if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 
-from lib.data.facts import DATA, make_unanswerable, read_jsonl, stable_order
+from lib.data.facts import DATA
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json
 from lib.profiles import get_profile
 from lib.run import OUTPUTS
-from lib.score.answers import is_refusal
 from lib.score.exam import PARTS
 
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
@@ -186,18 +183,22 @@ def exam_sheet(model, right, **more):
 
 
 def from_notebook(stage, *names, **given):
-    """ノートブックの、これらの名前を定義するセルの import と定義だけを、上から順に実行して取り出す。
+    """ノートブックの、これらの名前を定義するセルの定義だけを、そこまでの import とともに、上から順に実行して取り出す。
 
-    given は、そのセルが外から使う名前。
+    given は、定義が外から使う、ほかの名前。
     """
     cells = json.loads((REPOSITORY / "notebooks" / f"{stage}.ipynb").read_text(encoding="utf-8"))["cells"]
-    space, found = dict(given), set()
+    space, found = {}, set()
+
+    def run(nodes):
+        exec(compile(ast.Module(nodes, []), stage, "exec"), space)
+
     for cell in (cell for cell in cells if cell["cell_type"] == "code"):
         body = ast.parse("".join(cell["source"])).body
-        if defined := {name for node in body for name in _defines(node)} & set(names):
-            wanted = [n for n in body if isinstance(n, (ast.Import, ast.ImportFrom)) or _defines(n) & defined]
-            exec(compile(ast.Module(wanted, []), stage, "exec"), space)
-            found |= defined
+        run([node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))])
+        space |= given
+        run(chosen := [node for node in body if _defines(node) & set(names)])
+        found |= {name for node in chosen for name in _defines(node)} & set(names)
     assert found == set(names), f"{stage} に定義がありません: {set(names) - found}"
     return SimpleNamespace(**{name: space[name] for name in names})
 
@@ -205,14 +206,12 @@ def from_notebook(stage, *names, **given):
 def preference_rules():
     """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
     made = from_notebook(
-        "02_dataset", "pair", "REASONS", "NEXT", "unit_of", "next_digit", "swap_figure",
-        "wrong_figures", "invented", "spread", "question_of",
-        "make_pairs", "written_pairs", read_jsonl=read_jsonl, FOLDER=DATA, replace=replace,
-        re=re, make_unanswerable=make_unanswerable, stable_order=stable_order,
+        "02_dataset", "pair", "REASONS", "NEXT", "unit_of", "next_digit", "swap_figure", "wrong_figures", "invented",
+        "spread", "question_of", "make_pairs", "written_pairs", FOLDER=DATA,
     )  # fmt: skip
     ranked = from_notebook(
         "05_preference", "ENDS", "POLITE_END", "is_rude", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",
-        "pair", "agreed", "rank_pairs", "pairs_by_hand", is_refusal=is_refusal, stable_order=stable_order,
+        "pair", "agreed", "rank_pairs", "pairs_by_hand",
     )  # fmt: skip
     return SimpleNamespace(**vars(made) | vars(ranked))
 

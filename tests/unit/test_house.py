@@ -1,4 +1,4 @@
-"""家の決まり: 薄い lib、一方向の依存、出力の無いノートブック、二つの環境定義の一致。"""
+"""家の決まり: 薄い lib、一方向の依存、出力の無いノートブック、二つの環境定義の一致、`make mutate` の表。"""
 
 import ast
 import json
@@ -9,6 +9,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from maintain.mutations import MUTATIONS
 from packaging.version import Version
 
 from lib.files import REPOSITORY
@@ -141,3 +142,12 @@ def test_no_declared_library_is_unused():
     names = set(map(name_of, PROJECT["dependencies"])) - BY_OTHERS
     unused = {n for n in names if not any(re.search(rf"\b{re.escape(m)}\b", text) for m in modules.get(n, {n}))}
     assert not unused, unused
+
+
+@pytest.mark.parametrize("one", MUTATIONS, ids=[one["what"] for one in MUTATIONS])
+def test_every_mutation_has_its_one_place_and_its_test(one):
+    """コードかテストを直したとき、`make mutate` が止まるのを待たずに気づく。"""
+    assert text_of(one["file"]).count(one["old"]) == 1 and one["old"] != one["new"]
+    module, name = one["test"].split(" -k ")
+    source = next((REPOSITORY / "tests").rglob(module)).read_text(encoding="utf-8")
+    assert name in source, one["test"]  # -k は、引数の名前（tied など）にも当たる

@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
-from conftest import preference_rules
+from conftest import preference_rules, python
 from rouge_score.tokenizers import DefaultTokenizer
 
 from lib.data import facts
@@ -79,6 +79,13 @@ def test_split_keeps_phrasings_and_facts_apart(name, lang):
     forms = [{e.form for e in part} for part in (split.train, split.dev, split.near, split.far)]
     assert sum(map(len, forms)) == len(set.union(*forms))
     assert make_split(replace(get_profile(name), train_facts=8), lang).unseen == split.unseen  # 件数を変えても同じ
+
+
+def test_the_order_is_the_same_in_every_process():
+    code = "from lib.data.facts import *; from lib.profiles import *; s = make_split(get_profile('embedded'));"
+    there = python("-c", f"{code} print([e.question for e in s.train + s.unseen])", PYTHONHASHSEED="7")
+    split = make_split(get_profile("embedded"))
+    assert there.stdout.strip() == str([e.question for e in split.train + split.unseen]), there.stderr
 
 
 @BOTH

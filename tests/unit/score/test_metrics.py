@@ -1,13 +1,16 @@
-"""採点器の約束。"""
+"""採点器の約束。敬語の判定の適合率と再現率、取り違えやすい文。"""
 
 import math
+from collections import Counter
 
 import pytest
 from conftest import exam_sheet
 
-from lib.data.facts import Example
+from lib.data.facts import DATA, Example, read_jsonl
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
 from lib.score.exam import chance, gain, weighted_gain
+from lib.score.japanese import Style, shares, style
+from lib.text.words import morphemes, sentences, words
 
 BEFORE, AFTER = exam_sheet("base", {"general": 3}), exam_sheet("SFT", {"near": 1, "far": 12})
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
@@ -80,3 +83,50 @@ def test_a_gain_by_chance_is_rare_and_weights_combine_the_parts():
     assert near == gain(BEFORE, AFTER, "near")
     both = weighted_gain(BEFORE, AFTER, {"near": 0.5, "general": 0.5})
     assert both.value == pytest.approx(0.5 * 1.0 - 0.5 / 3) and both.low < both.value < both.high
+
+
+ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
+TEST = [row for row in ROWS if row["part"] == "test"]
+
+
+def precision_and_recall(guess, key="polite"):
+    counts = Counter((row[key], guess(row["text"])) for row in TEST)
+    hits = counts[True, True]
+    return hits / (hits + counts[False, True]), hits / (hits + counts[True, False])
+
+
+def test_the_sentences_are_labelled_once_and_balanced():
+    assert len(ROWS) == len({row["text"] for row in ROWS}) == 219
+    assert len(TEST) >= 120 and 0.4 < sum(row["polite"] for row in TEST) / len(TEST) < 0.6
+    assert sum(row["respectful"] is True for row in ROWS) == 25 and sum(row["humble"] for row in ROWS) == 28
+
+
+@pytest.mark.parametrize(("key", "least"), [("polite", 0.95), ("respectful", 0.9), ("humble", 0.9)])
+def test_politeness_and_honorifics_are_found(key, least):
+    assert min(found := precision_and_recall(lambda text: getattr(style(text), key), key)) >= least, found
+    precision, recall = precision_and_recall(lambda text: "です" in text or "ます" in text)
+    assert precision < 0.9 and recall < 0.75, "字として探すだけの方法は、これより悪い"
+
+
+def test_our_own_answers_are_polite_and_the_friendly_questions_are_not():
+    facts = [row["ja"] for row in read_jsonl(DATA / "support" / "facts.jsonl")]
+    assert shares([fact["answer"] for fact in facts])["polite"] == 1.0
+    assert shares([fact["questions"]["casual"] for fact in facts])["polite"] == 0.0
+
+
+def test_shares_count_sentences_and_quotations_are_read_inside_and_idioms_are_not_respectful():
+    names = ("polite", "respectful", "humble", "sentences")
+    found = shares(["本日は休みです。明日は開ける。", "またお越しください。"])
+    assert found == pytest.approx(dict(zip(names, (2 / 3, 1 / 3, 0, 3), strict=True)))
+    assert shares([""]) == dict.fromkeys(names, 0.0)
+    assert style("「はい、承知いたしました。」") == Style(polite=True, respectful=False, humble=True)
+    assert not style("『です』と「ます」の話。").polite
+    assert not style("いつもお世話になっています。").respectful
+    assert style("先生はお帰りになりました。").respectful
+
+
+def test_sentences_are_not_cut_inside_brackets_and_words_drop_marks_and_unify_width():
+    cut = ["「はい。そうです。」と答えた。", "次へ！？", "終わり"]
+    assert sentences("「はい。そうです。」と答えた。次へ！？　終わり") == cut
+    assert sentences("「閉じ忘れ。\n次の行。") == ["「閉じ忘れ。", "次の行。"] and sentences(" \n ") == []
+    assert words("１９４３年、設立。") == ["1943", "年", "設立"] and words("") == [] == morphemes("")

@@ -1,7 +1,6 @@
 """選好ペア（02 と 05 の関数）と評価用 LLM（07 の関数）: 規則の順位、二度の問い、数字に出る偏り、出ない鍵。"""
 
 import json
-import re
 import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -13,7 +12,6 @@ from lib.data.facts import Example, find_leaks, make_split
 from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.score.answers import is_correct, is_refusal
-from lib.text.words import nfkc
 
 RULES = preference_rules()
 WRONG, MADE_UP, VAGUE, RUDE = RULES.WRONG, RULES.MADE_UP, RULES.VAGUE, RULES.RUDE
@@ -83,8 +81,7 @@ def test_choices_by_hand_become_pairs():
     assert set(first) == set(RULES.rank_pairs([FEE], [["分かりません", FEE.answer]])[0])
 
 
-NAMES = ("read_choice", "ask_judge", "judge", "compare")
-FOUND = from_notebook("07_evaluation", *NAMES, re=re, nfkc=nfkc, WorkshopError=WorkshopError)
+FOUND = from_notebook("07_evaluation", "read_choice", "ask_judge", "judge", "compare")
 BAD = [{"question": f"問い{n}", "reference": "690円", "answer": f"{n}円", "correct": False} for n in range(10)]
 GOOD = [{**row, "answer": "690円です", "correct": True} for row in BAD]
 

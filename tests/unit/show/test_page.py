@@ -9,11 +9,10 @@ from conftest import exam_sheet, from_notebook, one_sentence
 from huggingface_hub import ModelCard
 
 import lib.run
-from lib.errors import WorkshopError
 from lib.files import file_sha256, write_json
 from lib.profiles import get_profile
 from lib.run import STAGES, open_run
-from lib.score.exam import PARTS, gain, save_rows
+from lib.score.exam import PARTS, save_rows
 from lib.show.page import BASE, main, notebook_html, write_index, write_report
 
 RESULTS = {
@@ -65,7 +64,7 @@ def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
 
 
 def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
-    gate = from_notebook("07_evaluation", "gate", gain=gain, PARTS=PARTS).gate
+    gate = from_notebook("07_evaluation", "gate").gate
     assert gate(RESULTS, "SFT", ["near"], []) and gate(RESULTS, "SFT", ["near"], ["far"])
     assert not gate(RESULTS, "SFT", ["near"], ["general"]) and capsys.readouterr()
     assert not gate(RESULTS, "SFT", ["near", "far"], ["general"])
@@ -109,7 +108,7 @@ def test_parameters_and_set_up_are_folded_and_the_badge_is_left_out(tmp_path):
 
 
 def test_the_folder_to_publish_can_be_checked_offline(tmp_path, tiny_llama):
-    made = from_notebook("06_merge_to_gguf", "UNSAFE", "put", "planned", WorkshopError=WorkshopError)
+    made = from_notebook("06_merge_to_gguf", "UNSAFE", "put", "planned")
     target = tmp_path / "publish"
     target.mkdir()
     for path in tiny_llama.iterdir():

@@ -1,31 +1,27 @@
 """触って試す部品: 中身の計算が本物と同じこと、画面の無いときは何も出さないこと、文字を逃がすこと。"""
 
 import inspect
-import math
 import re
 from functools import partial
-from html import escape
 
 import nbformat
 import pandas as pd
 import pytest
 import torch
 from conftest import from_notebook
-from IPython.display import HTML
-from ipywidgets import FloatLogSlider, Text, ToggleButtons
+from ipywidgets import FloatLogSlider, Text
 from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
 import lib.show.widgets
 from lib.files import REPOSITORY
 from lib.model.load import count_parameters, load_tokenizer
-from lib.score.answers import wilson
 from lib.show.plots import curve, picture
 from lib.show.widgets import TIE, Ballot, sliders
 
 lora_parameters = from_notebook("01_concepts", "lora_parameters").lora_parameters
 pieces = from_notebook("02_dataset", "pieces").pieces
-learning_rates = from_notebook("04_lora_sft", "learning_rates", math=math).learning_rates
+learning_rates = from_notebook("04_lora_sft", "learning_rates").learning_rates
 smallest_fit = from_notebook("06_merge_to_gguf", "smallest_fit").smallest_fit
 side_by_side = from_notebook("07_evaluation", "side_by_side").side_by_side
 NASTY = "<img src=x onerror=alert(1)>"
@@ -126,7 +122,7 @@ def test_every_control_redraws_the_view(screen):
 
 def test_votes_are_blind_kept_and_counted(tmp_path, screen):
     """票は失われず、左右は行ごとに替わり、引き分けは勝率に入らない。"""
-    win_rate = from_notebook("07_evaluation", "win_rate", wilson=wilson).win_rate
+    win_rate = from_notebook("07_evaluation", "win_rate").win_rate
     rows = [(f"問い{n}", "前の答え", NASTY) for n in range(40)]
     ballot = Ballot(("学習前", "SFT"), rows, tmp_path / "votes.json")
     assert {ballot.sides(n)[0] for n in range(40)} == {"前の答え", NASTY}  # いつも同じ側に置かない
@@ -137,8 +133,7 @@ def test_votes_are_blind_kept_and_counted(tmp_path, screen):
     assert "SFT の勝率 100.0% [88" in win_rate(again)
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
-    made = from_notebook("07_evaluation", "poll", "vote", ballot=again, sliders=sliders, HTML=HTML,
-                         ToggleButtons=ToggleButtons, escape=escape, partial=partial)  # fmt: skip
+    made = from_notebook("07_evaluation", "poll", "vote", ballot=again)
     buttons, page = made.vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
     left = again.sides(31)[0]

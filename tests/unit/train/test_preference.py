@@ -1,4 +1,4 @@
-"""速い DPO が TRL と同じ損失・勾配・記録になること。回答の対数確率が、省かない計算と同じこと。"""
+"""速い DPO が TRL と同じ損失・勾配・記録になること。回答の対数確率が正しいこと。生成が学習と同じトークンを読むこと。"""
 
 import pytest
 import torch
@@ -9,7 +9,8 @@ from transformers import AutoModelForCausalLM, set_seed
 from trl import DPOTrainer
 
 from lib.data.facts import make_split
-from lib.model.load import load_tokenizer
+from lib.model import generate as answering
+from lib.model.load import load_model, load_tokenizer
 from lib.profiles import get_profile
 from lib.train.trainers import PairTrainer, answer_kl, answer_logprobs, encode_pair
 
@@ -49,12 +50,20 @@ def test_logprobs_margins_and_kl_agree_with_the_plain_computation(tiny_llama, ad
                 logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
                 plain = logits.log_softmax(-1)[range(len(reply)), reply].sum().item()
                 assert total == pytest.approx(plain, abs=1e-3)
-    cells = from_notebook("05_preference", "pair_margins", torch=torch, answer_logprobs=answer_logprobs)
-    margins = torch.tensor(cells.pair_margins(model, tokenizer, pairs, 3))
+    margins = torch.tensor(from_notebook("05_preference", "pair_margins").pair_margins(model, tokenizer, pairs, 3))
     assert torch.allclose(margins, together[0] - together[1], atol=1e-3)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter).eval()
     assert answer_kl(model, model, tokenizer, pairs, "chosen") == 0
     assert answer_kl(tuned, model, tokenizer, pairs, "chosen") > 0.01
+
+
+def test_generation_reads_the_tokens_training_wrote(tiny_llama, pairs, monkeypatch):
+    """生成に渡すトークンが、学習の例の、答えの手前までと同じ。"""
+    profile, tokenizer, seen, original = get_profile("smoke"), load_tokenizer(tiny_llama), [], answering._pad_after
+    monkeypatch.setattr(answering, "_pad_after", lambda *given: seen.extend(given[1]) or original(*given))
+    prompts = [answering.render(tokenizer, pair["prompt"]) for pair in pairs]
+    answering.answer_prompts(load_model(tiny_llama, profile), tokenizer, prompts, profile)
+    assert sorted(seen) == sorted(encode_pair(tokenizer, pair, "chosen")[0] for pair in pairs)
 
 
 def test_the_packed_dpo_is_trl_s(tiny_llama, adapter, pairs, tmp_path):
