@@ -73,7 +73,7 @@ def main() -> None:
     """コマンドの入口: 「report か gate」と実行の名前。gate は、07 が上がったと示していなければ 1 で終わる。"""
     with command_line():
         if len(sys.argv) != 3:
-            raise WorkshopError("report か gate と、実行の名前が要ります", "make report か make gate を使ってください")
+            raise WorkshopError("report か gate と、実行の名前が必要です", "make report か make gate を使ってください")
         what, run = sys.argv[1], reopen(sys.argv[2])
         if what == "report":
             print(write_report(run))
