@@ -17,7 +17,7 @@ from typing import Any
 
 import libgguf
 import numpy as np
-from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType
+from gguf import GGMLQuantizationType, GGUFReader, GGUFValueType, GGUFWriter, LlamaFileType, dequantize
 
 from lib.errors import WorkshopError
 from lib.files import file_sha256
@@ -87,17 +87,12 @@ def quantize(source: Path, target: Path, kind: str, rule: Callable[[str, int], G
     _copy_fields(reader, writer, kind)
     counts: Counter[str] = Counter()
     for tensor in reader.tensors:
-        values = np.ascontiguousarray(tensor.data, dtype=np.float32)
-        if values.ndim < 2:  # 長さ 1 行の正規化は、小さいので F32 のまま
-            writer.add_tensor(tensor.name, values)
-            continue
-        chosen = rule(tensor.name, values.shape[1])
-        counts[chosen.name] += 1
-        if chosen == GGMLQuantizationType.F16:
-            writer.add_tensor(tensor.name, values.astype(np.float16))
-        else:
-            raw = np.frombuffer(libgguf.quantize_rows_raw(int(chosen), values, *values.shape), dtype=np.uint8)
-            writer.add_tensor(tensor.name, raw.reshape(len(values), -1), raw_dtype=chosen)
+        values = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
+        # 長さ 1 行の正規化は、小さいので F32 のまま
+        chosen = rule(tensor.name, values.shape[1]) if values.ndim > 1 else GGMLQuantizationType.F32
+        counts.update([chosen.name] * (values.ndim > 1))
+        raw = np.frombuffer(libgguf.quantize_rows_raw(int(chosen), values, *np.atleast_2d(values).shape), np.uint8)
+        writer.add_tensor(tensor.name, raw.reshape(*values.shape[:-1], -1), raw_dtype=chosen)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -136,6 +131,6 @@ def open_gguf(path: Path) -> GGUFReader:
 @lru_cache(maxsize=2)
 def _open(path: Path, _changed: int, _size: int) -> GGUFReader:
     reader = _PlainReader(path)
-    for field in reader.fields.values():
+    for field in (reader.fields["general.architecture"], *reader.fields.values()):
         field.contents()
     return reader

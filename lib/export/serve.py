@@ -1,13 +1,8 @@
-"""llama.cpp をこのプロセスの中で 127.0.0.1 にだけ開き、Ollama の Modelfile を読み書きする。
-
-`python -m lib.export.serve model.gguf` は、そのファイルだけを動かす新しいプロセスで、速さとメモリを測る。
-"""
+"""llama.cpp をこのプロセスの中で 127.0.0.1 にだけ開き、Ollama の Modelfile を読み書きする。"""
 
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 from collections import namedtuple
 from collections.abc import Iterator, Sequence
@@ -16,11 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.request import Request, urlopen
 
-import psutil
-
-from lib.errors import WorkshopError, command_line
+from lib.errors import WorkshopError
 from lib.export.gguf import open_gguf
-from lib.files import REPOSITORY
 
 Messages = Sequence[dict[str, str]]
 _NO_THINKING = {"chat_template_kwargs": {"enable_thinking": False}}  # `lib.model.generate.render` と同じ頼み方
@@ -100,37 +92,13 @@ def _wait_until_ready(address: str, seconds: float = 60) -> None:
     raise WorkshopError(what, "空きメモリを確かめてください", address)
 
 
-def measure(gguf: Path) -> dict[str, float]:
-    """新しいプロセスで GGUF を動かし、load_seconds・prompt_per_second・answer_per_second・memory_mb を測る。"""
-    command = [sys.executable, "-m", "lib.export.serve", str(gguf)]
-    result = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
-    if result.returncode:
-        reason = (result.stderr.strip().splitlines() or ["理由は不明"])[-1].removeprefix("✋ ")
-        raise WorkshopError(f"速さを測れません: {reason[:200]}", "空きメモリを確かめてください", gguf)
-    return json.loads(result.stdout.splitlines()[-1])
-
-
-def _measure_here(gguf: Path) -> dict[str, float]:
-    import xllamacpp  # noqa: F401  （import と、壊れていないかの検査の時間を、読み込みの時間に入れない）
-
-    open_gguf(gguf)
-    start = time.monotonic()
-    with serve(gguf) as chat:
-        found = {"load_seconds": time.monotonic() - start}
-        ids = (chat.tokenize("窓口へのお問い合わせ、ありがとうございます。") * 256)[:256]
-        # 1 回目は重みをディスクから読みながらになるので、2 回測って速い方を採る。
-        timings = [chat.complete(ids, 32, ignore_eos=True)["timings"] for _ in range(2)]
-        found["memory_mb"] = psutil.Process().memory_info().rss / 1e6
-    for name, key in (("prompt", "prompt"), ("answer", "predicted")):
-        found[f"{name}_per_second"] = max(row[f"{key}_per_second"] for row in timings)
-    return found
-
-
-Settings = namedtuple("Settings", "source template system stops num_ctx temperature")  # Modelfile に書いてあったこと
-_WRITTEN = re.compile(
-    r'FROM ([^\n]+)\nTEMPLATE """(.*?)"""\nSYSTEM """(.*?)"""\n((?:PARAMETER stop "[^\n]*"\n)*)'
-    r"PARAMETER num_ctx (\d+)\nPARAMETER temperature ([\d.]+)\n",
-    re.DOTALL,
+# Modelfile に書いてあったこと。others は、どれでもない行（"LICENSE"、"PARAMETER top_k" など → 値の列）
+Settings = namedtuple("Settings", "source template system stops num_ctx temperature others")
+_NEEDED = ("FROM", "TEMPLATE", "SYSTEM", "PARAMETER num_ctx", "PARAMETER temperature")
+# 注釈か一つの命令。引用符の中は、行の終わりの引用符まで何行でも続く（Ollama の parser/parser.go と同じ）。
+_COMMAND = re.compile(
+    r"(?is)(?<![^\r\n])[ \t]*(?:#[^\r\n]*|(?:(from|template|system|license|adapter|draft|renderer|parser|requires)"
+    r'|(parameter|message)[ \t]+(\w+))[ \t]+(?:"""(.*?)"""|"(?!"")(.*?)"|(?![ \t"])([^\r\n]*?))[ \t]*)(?![^\r\n])'
 )
 
 
@@ -139,11 +107,10 @@ def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_c
 
     gguf は相対パス、template は Go の text/template、num_ctx はトークン数。引用符で書けない文字列は `WorkshopError`。
     """
-    for label, text in (("SYSTEM", system), ("TEMPLATE", template)):
-        if '"""' in text or text.endswith('"'):
-            raise WorkshopError(f'{label} に """ か末尾の " があり、Modelfile に書けません', "別の字に替えてください")
-    for label, text in (("FROM", gguf), *(("stop", stop) for stop in stops)):
-        if not text or re.search(r'["\r\n]', text):
+    quoted, plain = r'"""|"\Z', r'["\r\n]|\A\Z'  # 三連の引用符の中に書けないもの、一行に書けないもの
+    texts = [("SYSTEM", quoted, system), ("TEMPLATE", quoted, template), ("FROM", plain, gguf)]
+    for label, bad, text in texts + [("stop", plain, stop) for stop in stops]:
+        if re.search(bad, text):
             raise WorkshopError(f"{label} が空か、引用符か改行を含み、Modelfile に書けません", "別の字に替えてください")
     lines = [f"FROM ./{gguf}", f'TEMPLATE """{template}"""', f'SYSTEM """{system}"""']
     lines += [f'PARAMETER stop "{stop}"' for stop in stops]
@@ -151,16 +118,21 @@ def modelfile(gguf: str, template: str, system: str, stops: Sequence[str], num_c
 
 
 def read_modelfile(text: str) -> Settings:
-    """`modelfile` が書いた Modelfile を読み返す（Ollama の無い機械用）。行が足りなければ `WorkshopError`。"""
-    if not (found := _WRITTEN.fullmatch(text)):
-        what = "Modelfile に FROM・TEMPLATE・SYSTEM・num_ctx・temperature がそろっていません"
-        raise WorkshopError(what, "06 のノートブックを実行し直してください")
-    source, template, system, stops, num_ctx, temperature = found.groups()
-    return Settings(source, template, system, tuple(re.findall(r'"(.*)"', stops)), int(num_ctx), float(temperature))
+    """Ollama が受け取る Modelfile を読む（Ollama の無い機械用）。読めない行か、足りない命令があれば `WorkshopError`。
 
-
-if __name__ == "__main__":
-    with command_line():
-        if len(sys.argv) != 2:
-            raise WorkshopError("GGUF を 1 つ指定してください", "例: python -m lib.export.serve model-q8_0.gguf")
-        print(json.dumps(_measure_here(Path(sys.argv[1]))))
+    くり返した命令は、Ollama と同じく後のものが効く（stop は全部）。使わなかった値は、一つも捨てずに others に残す。
+    """
+    text, found = text.removeprefix("\ufeff"), dict[str, list[str]]()
+    for name, kind, key, *values in _COMMAND.findall(text):
+        if name or kind:
+            found.setdefault(name.upper() or f"{kind.upper()} {key}", []).append("".join(values))
+    try:
+        if strange := " ".join(_COMMAND.sub("", text).split()):
+            raise ValueError(strange)
+        source, template, system, num_ctx, temperature = (found[name].pop() for name in _NEEDED)
+        stops = tuple(found.pop("PARAMETER stop", ()))
+        others = {name: values for name, values in found.items() if values}
+        return Settings(source, template, system, stops, int(num_ctx), float(temperature), others)
+    except (KeyError, ValueError) as error:
+        what = f"Modelfile の行が、読める形でそろっていません: {str(error)[:80]}"
+        raise WorkshopError(what, "Ollama の Modelfile の書き方に直してください") from None

@@ -10,6 +10,7 @@ import torch
 from transformers import DynamicCache
 
 from lib.data.facts import Example
+from lib.errors import WorkshopError
 from lib.profiles import Profile
 
 _THINKING = r"(?s)^.*</think>|<think>.*$"  # 閉じる前に終わった出力に、答えは無い
@@ -17,9 +18,18 @@ _WORTH_KEEPING = 16  # 27 トークンの共通の先頭（店のシステム文
 _KEPT_TOKENS = 20_000  # 覚えておく先頭 × バッチの問数の上限。SmolLM2 の fp32 で 0.9 GB、Qwen3-0.6B で 4.6 GB
 
 
-def render(tokenizer: Any, messages: list[dict[str, str]]) -> str:
-    """対話を、生成の直前までのチャットテンプレートの文字列にする。考える型のテンプレートには、考えないように頼む。"""
-    return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, enable_thinking=False)
+def render(tokenizer: Any, messages: list[dict[str, str]], ask: bool = True) -> str:
+    """対話を文字列にする（`ask` なら生成の直前まで）。考える型には考えないように頼む。書けなければ `WorkshopError`。"""
+    try:
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, enable_thinking=False)
+        lost = [m["role"] for m in messages if m["role"] != "assistant" and m["content"].strip() not in text]
+        if lost:  # 答えの <think> を消すのは、ふつう
+            raise ValueError(f"{lost[0]} の文が消えます")
+    except Exception as error:  # テンプレートはモデルに付いてくるプログラムなので、何が起きるか分からない
+        what = f"チャットテンプレートがこの対話を書けません: {(str(error) or repr(error)).splitlines()[0][:200]}"
+        remedy = "system を書く形（data/templates/gemma_chat.jinja が見本）に直すか、別のモデルを選んでください"
+        raise WorkshopError(what, remedy, tokenizer.name_or_path) from None
+    return text
 
 
 def answer(model: Any, tokenizer: Any, examples: Sequence[Example], profile: Profile) -> list[str]:

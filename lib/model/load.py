@@ -1,5 +1,6 @@
 """モデルとトークナイザを見つけて読み込む。探す順は、プロファイルの `sources` が決める。"""
 
+import copy
 import ctypes
 import gc
 import os
@@ -66,6 +67,10 @@ def resolve(profile: Profile) -> Path:
     raise WorkshopError(what, ways)
 
 
+_PADS = ("<|endoftext|>", "<pad>", "[PAD]", "<|pad|>", "<unk>")  # eos でなければ、この順に pad にする
+_QUIET = "{% set enable_thinking = false %}"
+
+
 def load_tokenizer(folder: str | Path) -> Any:
     """トークナイザを読み込む。pad が無いか eos と同じなら別のトークンを選び、選べないか読めなければ止める。"""
     try:
@@ -73,12 +78,16 @@ def load_tokenizer(folder: str | Path) -> Any:
     except (OSError, ValueError) as error:
         what = f"トークナイザを読めません: {str(error).splitlines()[0]}"
         raise WorkshopError(what, "フォルダの中身を確かめてください", folder) from None
-    if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
-        fallback = next((t for t in ("<|endoftext|>", "<pad>", "<unk>") if t in tokenizer.get_vocab()), None)
-        if fallback is None or fallback == tokenizer.eos_token:
-            remedy = "EOS が学習から消えるため、pad に別のトークンを選んでください"
-            raise WorkshopError("pad と eos が同じトークンです", remedy, folder)
-        tokenizer.pad_token = fallback
+    if "enable_thinking" in (template := tokenizer.chat_template or ""):  # 学習（TRL）も GGUF も、考えない形にそろえる
+        tokenizer.chat_template = _QUIET + template.removeprefix(_QUIET)
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        marks = [t.content for t in tokenizer.added_tokens_decoder.values() if t.special and t.content not in template]
+        spare = [t for t in _PADS if t in tokenizer.get_vocab()] + marks
+        if not (usable := [t for t in spare if t not in (tokenizer.eos_token, tokenizer.bos_token)]):
+            said = "pad と eos が同じトークンで" if tokenizer.pad_token else "pad が無く"
+            remedy = "EOS が学習から消えるので、pad に使える別のトークン（<pad> など）のあるモデルを選んでください"
+            raise WorkshopError(f"{said}、代わりになる特殊トークンも語彙にありません", remedy, folder)
+        tokenizer.pad_token = usable[0]
     return tokenizer
 
 
@@ -138,22 +147,29 @@ def count_parameters(model: Any) -> tuple[int, int]:
     return trainable, sum(p.numel() for p in model.parameters())
 
 
-def mismatches(folder: Path, model: Any) -> list[str]:
-    """アダプタの各テンソルを、載せる先の層の形と比べ、合わないものを文で返す。空なら合っている。"""
-    modules, found = dict(model.named_modules()), []
-    with safe_open(folder / "adapter_model.safetensors", "pt") as tensors:
-        for key in tensors.keys():  # noqa: SIM118 （辞書ではなく、ファイルを開いたもの）
-            name, _, part = key.removeprefix("base_model.model.").rpartition(".lora_")
-            name = name or part.removesuffix(".weight")
-            shape, layer = tensors.get_slice(key).get_shape(), modules.get(name)
-            if layer is None or not hasattr(layer, "weight"):
-                found.append(f"{name} がベースにありません")
-                continue
-            rows, columns = layer.weight.shape
-            fits = {"A": shape[-1] == columns, "B": shape[0] == rows}.get(part[:1], shape == [rows, columns])
-            if not fits and not part.startswith(("embedding", "magnitude")):
-                found.append(f"{name} の形 {'×'.join(map(str, shape))} が、ベースの {rows}×{columns} に合いません")
-    return found
+def mismatches(folder: Path, model: Any, device: str = "meta") -> list[str]:
+    """アダプタの各テンソルを、PEFT がベースに作るものと名前と形で比べ、合わないものを文で返す。空なら合っている。"""
+    from peft import PeftConfig, get_peft_model, get_peft_model_state_dict
+
+    with safe_open(folder / "adapter_model.safetensors", "pt") as file:
+        saved = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 （辞書ではない）
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+        config.base_model_name_or_path = None
+        if config.is_prompt_learning:  # 学習したときのベースの大きさでなく、いまのベースの大きさで作る
+            config.token_dim = config.num_layers = config.num_attention_heads = None
+        with (
+            torch.random.fork_rng(devices=[]),
+            torch.device(device),
+        ):  # 4 bit でも比べられるよう、重み無しで組み立て直す
+            made = get_peft_model(type(model)(copy.deepcopy(model.config)), config)
+        needed, known = (get_peft_model_state_dict(made, save_embedding_layers=more) for more in (False, True))
+    except (LookupError, RuntimeError, TypeError, ValueError) as error:
+        again = device == "meta" and isinstance(error, RuntimeError)  # 中身を計算しないと作れない種類（BOFT など）
+        return mismatches(folder, model, "cpu") if again else [str(error).splitlines()[0]]
+    shapes = {name: list(tensor.shape) for name, tensor in known.items() if name in saved or name in needed}
+    wrong = [name for name in {**saved, **shapes} if saved.get(name) != shapes.get(name)]
+    return [f"{name} の形が、アダプタでは {saved.get(name)}、ベースでは {shapes.get(name)}" for name in wrong]
 
 
 def prepare_cpu() -> str:
@@ -183,8 +199,7 @@ def fastest_threads() -> tuple[int, float]:
 @contextmanager
 def peak_memory() -> Iterator[dict[str, float]]:
     """囲んだ処理の間のメモリの最大（`gib`、GiB）。最大の印（VmHWM）を戻せる Linux だけ（proc(5) の clear_refs）。"""
-    found: dict[str, float] = {}
-    status = Path("/proc/self/status")
+    found, status = dict[str, float](), Path("/proc/self/status")
     gc.collect()
     if status.exists():
         if platform.libc_ver()[0] == "glibc":

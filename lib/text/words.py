@@ -19,11 +19,11 @@ _WIDTH = re.compile("[ぁ-ヶー]?[\uff61-\uff9f]+|[ぁ-ヶー][\u3099\u309a]+|[
 @cache
 def _tagger() -> Tagger:
     try:
-        return Tagger()
-    except RuntimeError:
-        raise WorkshopError(
-            "日本語の辞書 unidic-lite が見つかりません", "pip install unidic-lite を実行してください"
-        ) from None
+        from unidic_lite import DICDIR  # 名指ししないと、fugashi は unidic（中身が別売りの辞書）があればそちらを選ぶ
+
+        return Tagger(f'-d "{DICDIR}" -r "{DICDIR}/mecabrc"')
+    except (ImportError, RuntimeError):
+        raise WorkshopError("辞書 unidic-lite が見つかりません", "pip install unidic-lite を実行してください") from None
 
 
 def morphemes(text: str) -> list[Any]:

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from trl import DPOTrainer, SFTTrainer
 
+from lib.errors import WorkshopError
 from lib.model.generate import render
 
 
@@ -81,7 +82,10 @@ def keep_float32(model: Any) -> None:
 def encode_pair(tokenizer: Any, row: dict[str, Any], side: str) -> list[list[int]]:
     """選好データの行の `side`（"chosen" か "rejected"）を [入力の ID, 回答の ID] にする。回答は EOS で終わる。"""
     prompt = render(tokenizer, row["prompt"])
-    whole = tokenizer.apply_chat_template(row["prompt"] + row[side], tokenize=False)
+    whole = render(tokenizer, row["prompt"] + row[side], ask=False)
+    if not whole.startswith(prompt) or row[side][-1]["content"].strip() not in whole[len(prompt) :]:
+        what = f"チャットテンプレートでは、生成の直前の形（…{prompt[-30:]!r}）の後に答えが続きません"
+        raise WorkshopError(what, "<think> を開かない形に直すか、別のモデルを選んでください", tokenizer.name_or_path)
     return tokenizer([prompt, whole[len(prompt) :]], add_special_tokens=False)["input_ids"]
 
 

@@ -19,4 +19,5 @@ class FactMatch(evaluate.Metric):
     def _compute(self, predictions, references):
         right = list(map(quantities.matches, predictions, references))
         made_up = [bool(quantities.unexpected(said, gold)) for said, gold in zip(predictions, references, strict=True)]
-        return {"fact_match": sum(right) / len(right), "made_up": sum(made_up) / len(made_up)}
+        total = len(right) or float("nan")  # 答えが一つも無ければ nan
+        return {"fact_match": sum(right) / total, "made_up": sum(made_up) / total}

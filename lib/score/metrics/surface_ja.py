@@ -26,6 +26,8 @@ class SurfaceJa(evaluate.Metric):
         return evaluate.MetricInfo(description=WHAT, citation=SOURCE, inputs_description="", features=features)
 
     def _compute(self, predictions, references):
+        if not predictions:  # 平均が無い
+            return dict.fromkeys(self._compute([""], [""]), float("nan"))
         pairs = list(zip(predictions, references, strict=True))
         said, gold = ([" ".join(words(text)) for text in texts] for texts in (predictions, references))
         scorer = rouge_scorer.RougeScorer(["rouge1", "rouge2", "rougeL"], tokenizer=SimpleNamespace(tokenize=words))

@@ -15,11 +15,12 @@ from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.export.gguf import convert_to_f16
-from lib.export.serve import measure, serve
+from lib.export.serve import serve
 from lib.files import REPOSITORY
 from lib.profiles import get_profile
 
-READ = from_notebook("06_merge_to_gguf", "read", "choices", "Difference", "differences", "divergence", torch=torch)
+NAMES = ("read", "choices", "Difference", "differences", "divergence", "run_go", "measure")  # run_go は、import のため
+READ = from_notebook("06_merge_to_gguf", "GO", *NAMES, torch=torch)
 MESSAGES = [{"role": "user", "content": "こんにちは"}]
 NEXT = {1: 2, 2: 3, 3: 4, 4: 0, 0: 1}
 
@@ -130,9 +131,9 @@ def test_reading_lines_up_with_the_tokens():
 
 
 def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
-    found = measure(tiny_gguf)
+    found = READ.measure(tiny_gguf)
     assert found.keys() == {"load_seconds", "prompt_per_second", "answer_per_second", "memory_mb"}
     assert all(value > 0 for value in found.values()) and found["memory_mb"] < 1000
     (tmp_path / "bad.gguf").write_bytes(b"GGUF")
     with one_sentence("速さを測れません"):
-        measure(tmp_path / "bad.gguf")
+        READ.measure(tmp_path / "bad.gguf")
