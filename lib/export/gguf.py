@@ -88,8 +88,7 @@ def quantize(source: Path, target: Path, kind: str, rule: Callable[[str, int], G
     counts: Counter[str] = Counter()
     for tensor in reader.tensors:
         values = np.ascontiguousarray(dequantize(tensor.data, tensor.tensor_type), dtype=np.float32)
-        # 長さ 1 行の正規化は、小さいので F32 のまま
-        chosen = rule(tensor.name, values.shape[1]) if values.ndim > 1 else GGMLQuantizationType.F32
+        chosen = rule(tensor.name, values.shape[1]) if values.ndim > 1 else GGMLQuantizationType.F32  # 正規化は小さい
         counts.update([chosen.name] * (values.ndim > 1))
         raw = np.frombuffer(libgguf.quantize_rows_raw(int(chosen), values, *np.atleast_2d(values).shape), np.uint8)
         writer.add_tensor(tensor.name, raw.reshape(*values.shape[:-1], -1), raw_dtype=chosen)

@@ -22,9 +22,8 @@ def render(tokenizer: Any, messages: list[dict[str, str]], ask: bool = True) -> 
     """対話を文字列にする（`ask` なら生成の直前まで）。考える型には考えないように頼む。書けなければ `WorkshopError`。"""
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, enable_thinking=False)
-        lost = [m["role"] for m in messages if m["role"] != "assistant" and m["content"].strip() not in text]
-        if lost:  # 答えの <think> を消すのは、ふつう
-            raise ValueError(f"{lost[0]} の文が消えます")
+        if lost := [m["role"] for m in messages if m["role"] != "assistant" and m["content"].strip() not in text]:
+            raise ValueError(f"{lost[0]} の文が消えます")  # 答えの <think> を消すのは、ふつう
     except Exception as error:  # テンプレートはモデルに付いてくるプログラムなので、何が起きるか分からない
         what = f"チャットテンプレートがこの対話を書けません: {(str(error) or repr(error)).splitlines()[0][:200]}"
         remedy = "system を書く形（data/templates/gemma_chat.jinja が見本）に直すか、別のモデルを選んでください"
