@@ -1,7 +1,6 @@
 """自分のデータ: どのファイルの、どの行を、何として読むか。どこがおかしいか、どう分けるか。
 
-検査（`check_file`、`make check DATA=`）が通した行は、実行（`read_own`、`make run DATA=`）が必ず読める。
-何が見えたら何と言うかは `data/own/checks.toml` の表にある。元のファイルは書き替えない。
+検査（`make check DATA=`）が通した行は、実行が必ず読める。元のファイルは書き替えない。言う文は `data/own/checks.toml`。
 """
 
 import csv
@@ -15,13 +14,12 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 from unicodedata import normalize
 
 from pyarrow import parquet
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
-from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, stable_order
+from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, normalise_question, stable_order
 from lib.errors import WorkshopError, command_line
 from lib.files import find_data
 from lib.profiles import Profile
@@ -35,25 +33,15 @@ TABLE = tomllib.loads((DATA / "own" / "checks.toml").read_text(encoding="utf-8")
 MARKS = {"error": "✋ エラー", "warning": "⚠ 警告", "note": "・ 注意"}
 _WORDS = tomllib.loads((DATA / "own" / "words.toml").read_text(encoding="utf-8"))
 _RULES = {code: rule for rules in TABLE.values() for code, rule in rules.items()}
-_SEEN = {kind: code for code, rule in TABLE["rows"].items() for kind in rule.get("seen", ())}
 _CANONICAL = {alias: name for name, aliases in _WORDS["aliases"].items() for alias in aliases}
+_FORMS = [(form, kinds, {key for key in kinds if kinds[key][-1:] != "?"}) for form, kinds in _WORDS["forms"]]
 # 全角の数字と記号、横棒の異体を半角にそろえてから個人情報を探す。字数は変えない。
 _PLAIN = {0xFF01 + i: 0x21 + i for i in range(94)} | {0x3000: 0x20} | dict.fromkeys(map(ord, "‐‑‒–—―−ー"), 0x2D)
 Problem = namedtuple("Problem", "line level code message remedy")
 """問題一つ。`line` は 1 から数えた行（ファイル全体なら 0）、`level` は `MARKS` の鍵、`code` は表の鍵。"""
-Row = namedtuple("Row", "line data form faults said worse texts", defaults=((), (), ()))
-"""一件の意味。`data` は列名と正式な列名 → 値、`faults` は (表の鍵, 文に入る値 ...) の列、`said` は学ぶ会話の (役, 文)、
-`worse` は悪い答えで終わる会話、`texts` は (場所, 文)。文を取り出せなければ、会話は空。"""
-
-
-class Turn(BaseModel):
-    """一つの発言。空白だけの文は発言ではない。"""
-
-    role: Literal["system", "user", "assistant"] = Field(default=None, validate_default=True)
-    content: str = Field(default="", validate_default=True, strict=True, pattern=r"[^\s\x1c-\x1f]")
-
-
-_TURNS = TypeAdapter(Annotated[list[Turn], Field(min_length=1)])
+Row = namedtuple("Row", "line data form faults said worse texts unused", defaults=((), (), (), ()))
+"""一件の意味。`data` は列名 → 値、`faults` は (表の鍵, 値 ...) の列、`said` は学ぶ会話の (役, 文)、`worse` は悪い
+答えの会話、`texts` は (場所, 文)、`unused` は使わない "列=値"。文を取り出せなければ、会話は空。"""
 
 
 class Report:
@@ -74,8 +62,9 @@ class Report:
     def add(self, line: int, code: str, *values: Any) -> None:
         """表の問題を一つ足す。"""
         rule = _RULES[code]
-        said = rule["says"].format(*values), rule["remedy"].format(*values)
-        self.problems.append(Problem(line, rule["level"], code, *said))
+        new = Problem(line, rule["level"], code, rule["says"].format(*values), rule["remedy"].format(*values))
+        if code not in TABLE["shapes"] or new[1:] not in [old[1:] for old in self.problems]:  # 形の問題は、一度だけ言う
+            self.problems.append(new)
 
     def count(self, level: str) -> int:
         """その程度（"error" など）の問題の数。"""
@@ -101,9 +90,10 @@ def _read(path: Path) -> Iterator[tuple[int, Any]]:
         if suffix == ".parquet":
             yield from enumerate(parquet.read_table(io.BytesIO(raw)).to_pylist(), 1)
             return
-    except (OSError, ValueError, NotImplementedError) as error:  # pyarrow の例外は、どれかの子
-        what = f"{suffix} として読めません: {type(error).__name__}"
-        raise WorkshopError(what, "権限と中身を確かめ、CSV で保存し直してください", path) from None
+    except (OSError, ValueError, NotImplementedError):  # pyarrow の例外は、どれかの子
+        raise WorkshopError(
+            f"{suffix} として読めません", "権限と中身を確かめ、CSV で保存し直してください", path
+        ) from None
     text, bad, codec = _decode(raw)
     if not text.strip():
         raise WorkshopError("ファイルが空です", "中身を確かめてください", path)
@@ -120,11 +110,11 @@ def _decode(raw: bytes) -> tuple[str, list[int], str]:
     """文字コードを決める（`words.toml` の codecs の順）。(文字列, 文字にできない行, 文字コードの名前) を返す。"""
     tried = list[tuple[str, list[int], str]]()
     for name, codec, mark in _WORDS["codecs"]:
-        if raw.startswith(bytes(mark)):
+        if re.match(mark.encode("latin-1"), raw):
             text, shown = (raw.decode(codec, how) for how in ("replace", "backslashreplace"))
             lines = list(zip(text.split("\n"), shown.split("\n"), strict=True))
             bad = [number for number, (line, other) in enumerate(lines, 1) if line != other]
-            tried.append((text, bad, name))
+            tried.append((text.lstrip("\ufeff"), bad, name))
             # 読める日本語の行の方が多ければ、その文字コードの一部が壊れたもの。ほかの文字コードと見ると全部が化ける。
             if mark or sum(not line.isascii() for line, _ in lines) >= 2 * len(bad):
                 break
@@ -152,9 +142,9 @@ def _parse(line: int, text: str) -> tuple[int, Any]:
 def _json(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
     """JSONL の行か、JSON の配列の要素を、始まりの行とともに一つずつ返す。"""
     text = re.sub("\r\n?", "\n", text)
-    if suffix == ".jsonl" and not re.match(r"\s*\[[ \t]*\n", text):
+    if suffix == ".jsonl" and not re.match(r"\s*[\[{][ \t]*\n", text):
         found = enumerate(text.split("\n"), 1)  # splitlines は、文の中の U+2028 でも切るので使わない
-        yield from (_parse(number, line.removeprefix("\ufeff")) for number, line in found if line.strip())
+        yield from (_parse(number, line) for number, line in found if line.strip())
     elif suffix == ".jsonl" or not text.lstrip().startswith("["):
         yield text.count("\n", 0, len(text) - len(text.lstrip())) + 1, ("suffix",)
     else:
@@ -170,28 +160,31 @@ def _json(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
 
 
 def _csv(text: str, suffix: str) -> Iterator[tuple[int, Any]]:
-    """見出しの下の行を、列名 → 値にして、始まりの行とともに一つずつ返す。"""
-    header, start, first = list[str](), 1, text.partition("\n")[0]
-    # Excel の「Unicode テキスト」は、名前が .csv でもタブで区切る。
-    tab = suffix == ".tsv" or ("\t" in first and "," not in first)
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter="\t" if tab else ",", strict=True)
-    try:
-        for cells in reader:
-            if cells and not header:
-                header = [name.strip() for name in cells]
-                if wrong := {_show(name) or "（空）" for name in header if not name or header.count(name) > 1}:
-                    yield start, ("header", "、".join(sorted(wrong)))
-                    return
-            elif cells and len(cells) != len(header):
-                yield start, ("ragged", len(cells), len(header))
-            elif cells:
-                row: dict[str, Any] = dict(zip(header, cells, strict=True))
-                with suppress(ValueError, RecursionError):  # 表計算の欄に JSON で入れた会話
-                    row |= {name: json.loads(cell) for name, cell in row.items() if cell.startswith('[{"role"')}
-                yield start, row
-            start = reader.line_num + 1
-    except csv.Error:
-        yield start, ("quote",)
+    """見出し（形の分かる最初の行）の下の行を、列名 → 値にして、始まりの行とともに一つずつ返す。"""
+    for mark in sorted("|;\t,", key=text.partition("\n")[0].count):  # 形の分かる見出しが無ければ、最も多い区切り
+        rows, start = list[tuple[int, list[str]]](), 1
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=mark, strict=True)
+        try:
+            for cells in reader:
+                rows += [(start, cells)] if "".join(cells).strip() else []
+                start = reader.line_num + 1
+        except csv.Error:
+            rows.append((start, []))
+        if heads := [n for n, (_, cells) in enumerate(rows[:10]) if _form(dict.fromkeys(cells, ""))[1]]:
+            break
+    (start, header), *body = rows[heads[0] if heads else 0 :] or [(1, ["x"])]
+    inside = ["".join(cell for _, cells in body for cell in cells[n : n + 1]) for n in range(len(header))]
+    # 名前の無い列は、どの行でも空か番号（pandas の索引）なら、無いものとする。
+    used = {n: name.strip() for n, name in enumerate(header) if name.strip() or re.search(r"[^\d\s]", inside[n])}
+    if wrong := {_show(name) or "（空）" for name in used.values() if not name or [*used.values()].count(name) > 1}:
+        yield start, ("header", "、".join(sorted(wrong)))
+    for start, cells in () if wrong else body if header else rows:
+        if not cells:
+            yield start, ("quote",)
+        elif len(cells) <= max(used) or "".join(cells[len(header) :]).strip():
+            yield start, ("ragged", len(cells), len(header))
+        else:
+            yield start, {name: cells[n] for n, name in used.items()}
 
 
 def _show(value: Any) -> str:
@@ -199,42 +192,66 @@ def _show(value: Any) -> str:
     return re.sub(r"\d", "*", re.sub(r"[^\s@＠,]+[@＠]\S*", "***@***", str(value)))[:60]
 
 
+def _form(found: dict[str, Any]) -> tuple[str, dict[str, str], dict[str, Any]]:
+    """形の名前（どれでもなければ「不明」）、その列の役、列名（正式な名にしたもの）→ 値。値が null の列は、後で見る。"""
+    columns = sorted(reversed(found.items()), key=lambda item: item[0] in _WORDS["aliases"])  # 正式な列名を先に採る
+    data = {_CANONICAL.get(normalise_question(column), column): value for column, value in columns}
+    tried = ({name for name, value in data.items() if value is not None}, data.keys())
+    fits = ((form, kinds, data) for names in tried for form, kinds, need in _FORMS if need <= names)
+    return next(fits, ("不明", {}, data))
+
+
+def _turns(value: Any, role: str) -> list[dict[str, Any]]:
+    """列の値を発言の並びにする。文字列の中の JSON も読み、欄と役の別名、null の欄、文だけの部分の並びをそろえる。"""
+    with suppress(ValueError, TypeError, RecursionError):
+        value = json.loads(value) if re.match(r'\s*\[\s*\{\s*"(?:role|from|content|value)"', value) else value
+    if role and not (isinstance(value, list) and all(isinstance(said, dict) for said in value)):
+        value = [{"role": role, "content": value}]
+    turns = list[dict[str, Any]]()
+    for said in value if isinstance(value, list) else ():
+        known = said.items() if isinstance(said, dict) else {"role": said}.items()
+        turn = {"content": ""} | {_WORDS["turns"].get(key, key): part for key, part in known if part is not None}
+        with suppress(TypeError, KeyError):
+            turn["content"] = "".join(part["text"] for part in turn["content"])
+        turns.append(turn | {"role": _WORDS["roles"].get(str(turn.get("role")), turn.get("role"))})
+    return turns
+
+
 def _understand(line: int, found: dict[str, Any]) -> Row:
-    """一件の意味と、形と役の問題。正式な列名がそのままあれば、別名より先に採る。"""
-    names = {normalize("NFKC", column).strip().lower(): value for column, value in reversed(found.items())}
-    data = {_CANONICAL.get(name, name): value for name, value in names.items()} | found
-    forms = _WORDS["forms"].items()
-    fits = (form for form, kinds in forms if all(key in data or kind.endswith("?") for key, kind in kinds.items()))
-    if (form := next(fits, None)) is None:
-        code = next(code for code, rule in TABLE["shapes"].items() if data.keys() >= set(rule["columns"]))
-        return Row(line, data, "不明", [(code, _show("、".join(found)))])
-    told, texts, faults = dict[str, Any](), list[tuple[str, str]](), dict[str, Any]()
-    for key, kind in _WORDS["forms"][form].items():
-        value: Any = data.get(key)
-        role, several = kind.rstrip("*?"), isinstance(value, list) and kind.endswith("*")
-        places = [f"{key} の {number} 番目" for number in range(1, len(value) + 1)] if several else [key]
-        try:
-            given = value if several or not role else [{"role": role, "content": value}]
-            turns = [] if kind.endswith("?") and value in (None, "") else _TURNS.validate_python(given)
-            told[key] = [(turn.role, turn.content) for turn in turns]
-            texts += zip(places, (turn.content for turn in turns), strict=False)
-        except ValidationError as error:
-            for wrong in error.errors(include_url=False, include_context=False):
-                seen, value, at = wrong["type"], wrong["input"], wrong["loc"]
-                place = places[int(at[0])] if at else key
-                code = "empty" if (seen, value) == ("string_type", None) else _SEEN[seen]
-                faults.setdefault(place, (code, place, _show(value)))
+    """一件の意味と、形と役の問題。"""
+    form, kinds, data = _form(found)
+    told, texts, faults = defaultdict[str, list[Any]](list), list[tuple[str, str]](), list[tuple[Any, ...]]()
+    seen = [(name, value) for name, value in data.items() if name not in kinds]
+    for key, kind in kinds.items():
+        skip = kind.endswith("?") and data.get(key) in (None, "")
+        turns = [] if skip else _turns(data[key], kind.rstrip("?"))
+        faults += [] if turns or skip else [("no-turns" if data[key] == [] else "not-list", key)]
+        for n, turn in enumerate(turns, 1):
+            place, speaker, text = f"{key} の {n} 番目" if len(turns) > 1 else key, turn["role"], turn["content"]
+            if speaker not in ("system", "user", "assistant"):
+                faults.append(("role", place, _show(speaker)))
+            elif not isinstance(text, str) or not text.strip():
+                faults.append(("empty" if isinstance(text, str) else "not-text", place))
+            told[key].append((speaker, text))
+            texts.append((place, text))
+            seen += turn.items()
+    unused = [f"{key}={value}"[:200] for key, value in seen if value not in (None, "", [], {})]
+    for code, rule in TABLE["shapes"].items():
+        fits = form == "不明" and data.keys() >= set(rule.get("columns", ["不明"]))
+        if fits or any(re.match(rule.get("pattern", "$^"), mark) for mark in unused):
+            return Row(line, data, "不明", [(code, _show("、".join(found)))])
     if faults:
-        return Row(line, data, form, list(faults.values()))
-    said = [turn for key, turns in told.items() if key != "rejected" for turn in turns]
-    if form == "instruction":  # input は、空行をはさんで指示につなぐ
-        said = [*told["system"], ("user", "\n\n".join(text for role, text in said if role == "user")), *told["output"]]
-    worse = told["prompt"] + told["rejected"] if form == "preference" else []
+        return Row(line, data, form, faults)
+    known = [turn for key, kind in kinds.items() if kind[:1] in ("s", "u") for turn in told[key]]
+    if told["input"]:  # input は、空行をはさんで質問につなぐ
+        known = [*told["system"], ("user", "\n\n".join(text for role, text in known if role == "user"))]
+    ends = [told[key] for key, kind in kinds.items() if kind in ("", "assistant")]
+    said, worse = [*(end if set(known) <= set(end) else known + end for end in ends), []][:2]
     orders = ["".join(role[0] for role, _ in chat) for chat in (said, worse)]
     codes = [code for code, rule in TABLE["roles"].items() if any(re.search(rule["pattern"], o) for o in orders)]
     codes += ["repeated-turn"] if len(set(_plain(said))) < len(said) else []
     codes += ["same-choice"] if _plain(worse) == _plain(said) else []
-    return Row(line, data, form, [(code,) for code in codes], said, worse, texts)
+    return Row(line, data, form, [(code,) for code in codes], said, worse, texts, unused)
 
 
 def _plain(said: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
@@ -249,7 +266,6 @@ def _see(text: str) -> Iterator[tuple[str, ...]]:
         for found in re.finditer(rule["pattern"], plain):
             digits = re.sub(r"\D", "", found[0].replace("(0)", "").replace("+81", "0"))
             values = [int(digit) for digit in reversed(digits)]
-            # カードの検査数字は ISO/IEC 7812-1、個人番号の検査数字は平成26年総務省令第85号 第5条。
             luhn = sum(sum(divmod(n * (1 + i % 2), 10)) for i, n in enumerate(values)) % 10
             rest = sum(p * (n + 1 if n <= 6 else n - 5) for n, p in enumerate(values[1:], 1)) % 11
             fits = {"card": luhn == 0, "my-number": values[:1] == [0 if rest <= 1 else 11 - rest]}
@@ -276,7 +292,6 @@ def check_file(source: str | Path) -> Report:
             for code, *values in _see(text):
                 report.add(row.line, code, place, *values)
         answer = normalise_width(row.said[-1][1]).strip() if row.said else ""
-        # 採点と同じ読み手で、正解が自分の試験に通るかを確かめる。
         if missed := [word for word in _figures(row, answer) if not states(answer, word)] if answer else []:
             shown = "、".join(missed)[:40]
             report.add(row.line, "keyword", "…" if list(_see(shown)) else shown)
@@ -286,20 +301,12 @@ def check_file(source: str | Path) -> Report:
         elif said and not worse and first.setdefault(said[:-1], row.line) != row.line:
             report.add(row.line, "conflict", first[said[:-1]])
         first.setdefault((said, worse), row.line)
-    backwards = report.rows[::-1]  # 列・形・ライセンス → 初めて出た行
-    columns = {name: row.line for row in backwards for name in row.data}
-    forms = {row.form: row.line for row in backwards if row.form != "不明"}
-    licences = {str(row.data["licence"] or ""): row.line for row in backwards if "licence" in row.data}
-    (main, _), *others = Counter(row.form for row in report.rows if row.form in forms).most_common() or [("", 0)]
-    for form, count in others:
-        report.add(forms[form], "mixed-format", main, form, count)
+    unused = [(row.line, mark) for row in report.rows for mark in row.unused]
     for code, rule in TABLE["columns"].items():
-        if lines := [columns[name] for name in rule["columns"] if name in columns]:
-            report.add(lines[0], code)
-    for value, line in licences.items():
-        if re.search(_RULES["licence"]["pattern"], value.strip().lower().replace(" ", "-")):
-            report.add(line, "licence", _show(value))
-    if not licences and not any(re.match(r"README\.md$|LICEN", path.name) for path in report.path.parent.iterdir()):
+        if found := [(line, mark.partition("=")[0]) for line, mark in unused if re.match(rule["pattern"], mark)]:
+            report.add(found[0][0], code, _show("、".join(dict.fromkeys(name for _, name in found))), len(dict(found)))
+    papers = [path for path in report.path.parent.iterdir() if re.match(r"README\.md$|LICEN", path.name)]
+    if not papers and not any("licence" in row.data for row in report.rows):
         report.add(0, "no-licence")
     report.problems.sort(key=lambda problem: problem.line)
     return report
@@ -312,16 +319,14 @@ def read_own(path: str | Path) -> list[Example]:
         if wrong.level == "error":
             remedy = f"{wrong.remedy}（make check で全体を調べられます）"
             raise WorkshopError(wrong.message, remedy, f"{report.path}:{wrong.line} 行目")
-    return [_example(row) for row in report.rows]
-
-
-def _example(row: Row) -> Example:
-    said = [{"role": role, "content": normalise_width(text)} for role, text in row.said]
-    system = said.pop(0)["content"] if said[0]["role"] == "system" else OWN_SYSTEM
-    *history, asked, told = said
-    question, answer = asked["content"].strip(), told["content"].strip()
-    fact = stable_order(normalise_width(str(row.data.get("fact") or answer)))
-    return Example(f"own-{fact[:10]}", "as_is", question, answer, _figures(row, answer), system, tuple(history))
+    examples = list[Example]()
+    for row in report.rows:
+        *history, asked, told = [{"role": role, "content": normalise_width(text)} for role, text in row.said]
+        system = history.pop(0)["content"] if history and history[0]["role"] == "system" else OWN_SYSTEM
+        question, answer = asked["content"].strip(), told["content"].strip()
+        fact = "own-" + stable_order(normalise_width(str(row.data.get("fact") or answer)))[:10]
+        examples.append(Example(fact, "as_is", question, answer, _figures(row, answer), system, tuple(history)))
+    return examples
 
 
 def _figures(row: Row, answer: str) -> tuple[str, ...]:
@@ -353,27 +358,22 @@ def own_split(path: str | Path, profile: Profile) -> Split:
         print("言い回しが一つだけの事実は、far も前置きで代えます。尋ね方を書き足すほど、点は信用できます。")
     lang = "ja" if re.search("[ぁ-んァ-ヶ一-龠]", "".join(row.question for rows in taught for row in rows)) else "en"
     count = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
-    train = [example for rows in taught for example in _training(rows, count, _WORDS["wrappers"][lang])]
+    train = list[Example]()
+    for known in (rows[:-1] or rows for rows in taught):
+        wrapped = [_wrap(row, "wrapped", wrapper) for wrapper in _WORDS["wrappers"][lang] for row in known]
+        train += known + wrapped[: max(0, count - len(known))]
     dev_wrapper, (near_wrapper, far_wrapper) = _WORDS["wrappers_dev"][lang], _WORDS["wrappers_test"][lang]
     dev = [_wrap(rows[0], "wrapped_dev", dev_wrapper) for rows in taught[:16]]  # 途中で何度も測るので、16 例まで
     near = [_wrap(rows[0], "wrapped_test", near_wrapper) for rows in taught]
-    last = {True: ("own_test", "{}"), False: ("wrapped_test", far_wrapper)}
-    far = [_wrap(rows[-1], *last[len(rows) > 1]) for rows in taught]
+    far = [_wrap(r[-1], "own_test") if r[1:] else _wrap(r[-1], "wrapped_test", far_wrapper) for r in taught]
     unseen = [_wrap(row, "own_test") for rows in facts[-hidden:] for row in rows]
     # 回答不能な質問は、みなも堂のデータから、店と関係のない話題だけを借りる。
-    system = taught[0][0].system
-    asks = ([replace(e, system=system) for e in part] for part in make_unanswerable(lang, "out_of_domain")[:2])
+    asks = [[replace(e, system=train[0].system) for e in part] for part in make_unanswerable(lang, "out_of_domain")[:2]]
     return Split(train, dev, near, far, unseen, *asks)
 
 
 def _wrap(row: Example, form: str, wrapper: str = "{}") -> Example:
     return replace(row, form=form, question=wrapper.format(row.question))
-
-
-def _training(rows: list[Example], count: int, wrappers: list[str]) -> list[Example]:
-    known = rows[:-1] or rows
-    wrapped = [_wrap(row, "wrapped", wrapper) for wrapper in wrappers for row in known]
-    return known + wrapped[: max(0, count - len(known))]
 
 
 def main() -> None:
