@@ -15,7 +15,6 @@ from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from typing import Any
 
-import torch
 from datasets import Dataset
 from peft import LoraConfig
 from transformers import PrinterCallback, Trainer, TrainerCallback, set_seed
@@ -59,21 +58,19 @@ def step(batches: int = 10) -> tuple[str, dict[str, float], float]:
     """CPU の準備、同じバッチの順伝播・逆伝播・更新だけの速さ（tokens/s）、損失の差の最大。速さは交互に測る。"""
     said = f"{prepare_cpu()}、行列積 {fastest_threads()[1]:.0f} GFLOP/s"
     kinds = {"全位置のロジット": FullLogitsTrainer, "この教材の損失": AnswerOnlyTrainer}
-    trainers = {name: build(kind, per_device_train_batch_size=PROFILE.sft_batch) for name, kind in kinds.items()}
-    # 学習率 0: 重みを動かさず、どのバッチでも損失が比べられる
-    optimizers = {
-        n: torch.optim.AdamW([p for p in t.model.parameters() if p.requires_grad], 0.0) for n, t in trainers.items()
-    }
-    rates: dict[str, list[float]] = {name: [] for name in trainers}
-    losses: dict[str, list[float]] = {name: [] for name in trainers}
+    given = {"per_device_train_batch_size": PROFILE.sft_batch, "learning_rate": 0.0}  # どのバッチでも損失が比べられる
+    trainers = {name: build(kind, **given) for name, kind in kinds.items()}
+    rates, losses = ({name: list[float]() for name in trainers} for _ in range(2))
+    for trainer in trainers.values():
+        trainer.create_optimizer()
+        trainer.model.train()
     for batch in islice(trainers["この教材の損失"].get_train_dataloader(), batches):
         for name, trainer in trainers.items():
-            trainer.model.train()
             start = time.perf_counter()
             loss = trainer.compute_loss(trainer.model, dict(batch))
             loss.backward()
-            optimizers[name].step()
-            optimizers[name].zero_grad()
+            trainer.optimizer.step()
+            trainer.optimizer.zero_grad()
             rates[name].append(int(batch["attention_mask"].sum()) / (time.perf_counter() - start))
             losses[name].append(loss.item())
     gap = max(abs(a - b) for a, b in zip(*losses.values(), strict=True))

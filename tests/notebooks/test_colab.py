@@ -98,22 +98,17 @@ def content(tmp_path):
     return tmp_path / "content"
 
 
-def test_opened_alone_the_cell_clones_once(content, published):
+@pytest.mark.parametrize("other", ["", "__init__.py", "notes.txt"])
+def test_opened_alone_the_cell_clones_once_and_another_lib_in_the_folder_is_no_obstacle(content, published, other):
+    if other:
+        (content / "lib").mkdir()
+        (content / "lib" / other).write_text("", encoding="utf-8")
     told = open_alone(content, **published)
     assert told.returncode == 0 and "足りない部品を入れます" in told.stdout, told.stderr
     assert [line.split()[0] for line in told.stdout.splitlines()[-2:]] == ["python", "出力先:"]
     assert (content / CLONE / "outputs" / "alone" / "run.json").exists()
     again = open_alone(content)  # 二度目は、取りもせず、入れもしない
-    assert again.returncode == 0 and "足りない部品" not in again.stdout, again.stderr
-
-
-@pytest.mark.parametrize("name", ["__init__.py", "notes.txt"])
-def test_another_lib_in_the_folder_is_no_obstacle(content, published, name):
-    (content / "lib").mkdir()
-    (content / "lib" / name).write_text("", encoding="utf-8")
-    for _ in range(2):
-        told = open_alone(content, **published)
-        assert told.returncode == 0 and "出力先" in told.stdout, told.stderr
+    assert again.returncode == 0 and "足りない部品" not in again.stdout and "出力先" in again.stdout, again.stderr
 
 
 @pytest.mark.parametrize("place", [".", "notebooks", "notebooks/inner"])

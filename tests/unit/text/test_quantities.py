@@ -9,7 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import DATA, read_jsonl
-from lib.text.quantities import Quantity, matches, quantities, read_number, readable, states, unexpected
+from lib.text.quantities import (
+    Quantity,
+    key_figures,
+    located,
+    matches,
+    quantities,
+    read_number,
+    readable,
+    states,
+    unexpected,
+)
 from lib.text.words import nfkc
 
 KANJI = "〇一二三四五六七八九"
@@ -65,13 +75,17 @@ def test_every_spelling_of_a_number_matches_itself_and_no_other(number, other):
         assert states(days, f"{number}日") and states(days, f"{other}日") is (number == other), (days, other)
 
 
-LETTERS = st.sampled_from("0123456789,.:/-〜~¥%時分年月日午後円割の半元令和R百千万億〇一二") | st.characters()
+LETTERS = st.sampled_from("0123456789,.:/-–〜~¥$%時分年月日午後円割の半元令和R百千万億〇一二三、①½㎡ 本 tosix")
+LETTERS |= st.characters()
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=600, deadline=None)
 @given(st.text(LETTERS))
-def test_no_text_breaks_the_reader(text):
+def test_no_text_breaks_the_reader_and_its_figures_are_stated_by_it(text):
     assert all(figure.text for figure in quantities(text)) and not unexpected(text, [text])
+    figures = key_figures(text)
+    assert matches(text, figures, text) or figures == (text.strip().rstrip("。．. "),)
+    assert all(0 <= start < end <= len(text) for _, start, end in located(text))
 
 
 @settings(max_examples=200, deadline=None)
