@@ -18,19 +18,18 @@ folder = pathlib.Path({folder!r})
 p.NOTEBOOKS = folder
 p.resolve = lambda profile: None
 p.OUTPUTS = w.OUTPUTS = folder / "outputs"
-sys.argv = ["execute", "--profile", "smoke", "--run", "planted", *{arguments!r}]
+sys.argv = ["execute", "--profile", "smoke", "--run", "planted", "01_concepts"]
 {before}
 p.main()
 """
 
 
-def run_planted(folder, *cells, before="", arguments=("01_concepts",), **environment):
+def run_planted(folder, *cells, before="", **environment):
     """セルを一つのノートブックにして、本物の入口（lib.execute.main）で走らせる。"""
     notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
     notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
     nbformat.write(notebook, folder / "01_concepts.ipynb")
-    code = PIPELINE.format(folder=str(folder), arguments=arguments, before=before)
-    return python("-c", code, **environment)
+    return python("-c", PIPELINE.format(folder=str(folder), before=before), **environment)
 
 
 LEAKY = [

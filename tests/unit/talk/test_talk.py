@@ -81,7 +81,7 @@ def test_the_bar_says_late_or_ahead_and_escapes(plan):
 
 
 def test_timing_and_notes_come_from_the_plan(plan):
-    given = {"plan": plan, "clock": Clock(plan)}
+    given = {"plan": plan, "clock": Clock(plan), "Markdown": str}
     talk = from_notebook("00_talk", "begin", "notes", presenter_bar=print, demo=None, **given)
     assert talk.begin(4) == "10 分（16〜26 分）" and given["clock"].number == 4
     section, shown = plan["sections"][3], talk.notes(4).data

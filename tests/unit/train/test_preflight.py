@@ -8,13 +8,12 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import from_notebook
+from conftest import from_notebook, one_sentence
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
 from train_tiny import lora, losses_of, make_trainer
 from trl import DPOTrainer
 
-from lib.errors import WorkshopError
 from lib.files import read_json, write_json
 from lib.model.load import load_model, load_tokenizer, mismatches
 from lib.profiles import get_profile
@@ -86,7 +85,7 @@ def test_a_sound_training_passes_every_check_in_five_seconds(tiny, trainer, tmp_
 
 def test_a_fatal_finding_stops_in_one_sentence_and_a_warning_does_not(capsys):
     require([Finding("長さ", "warning", "長い", "短くする")])
-    with pytest.raises(WorkshopError, match="EOS: 0 個.*足してください"):
+    with one_sentence("EOS: 0 個", "足してください"):
         require([Finding("語彙", "ok", "合う"), Finding("EOS", "fatal", "0 個", "足してください")])
     out = capsys.readouterr().out
     assert "⚠ 長さ: 長い → 短くする" in out and "✓ 語彙: 合う" in out
@@ -221,7 +220,7 @@ def test_an_edited_artefact_stops_and_an_unrecorded_one_is_told(tiny, tmp_path):
         shutil.copytree(tiny.folder, work, dirs_exist_ok=True)
     assert set(levels(check.before_conversion(tmp_path / "merged", tiny.tokenizer)).values()) == {"ok"}
     (tmp_path / "merged" / "tokenizer_config.json").write_text("{}")
-    with pytest.raises(WorkshopError, match="壊れて"):
+    with one_sentence("壊れて"):
         check.before_conversion(tmp_path / "merged", tiny.tokenizer)
     (tmp_path / "merged" / "manifest.json").unlink()
     assert check.before_conversion(tmp_path / "merged", tiny.tokenizer)[0].level == "warning"
@@ -245,24 +244,19 @@ def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
     record = read_json(place / "manifest.json")
     assert record["base"] and record["versions"]["torch"] and record["sha256"]["adapter_model.safetensors"]
 
-    shutil.copytree(tiny.folder, tmp_path / "twin")
-    weights = tmp_path / "twin" / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\0")
-    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tmp_path / "twin"))
-    with pytest.raises(WorkshopError, match="別の重み"):
+    twin = shutil.copytree(tiny.folder, tmp_path / "twin") / "model.safetensors"
+    twin.write_bytes(twin.read_bytes()[:-4] + b"\0\0\0\0")
+    with monkeypatch.context() as other, one_sentence("別の重み"):
+        other.setenv("WORKSHOP_MODEL_DIR", str(twin.parent))
         load_model(place, local)
-
-    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny.folder))
-    (place / "adapter_config.json").open("a").write(" ")
-    with pytest.raises(WorkshopError, match="壊れて"):
-        load_model(place, local)
-    (place / "manifest.json").write_text("[]")
-    with pytest.raises(WorkshopError, match="manifest.json"):
-        load_model(place, local)
+    for name, text, said in (("adapter_config.json", "{}", "壊れて"), ("manifest.json", "[]", "manifest.json")):
+        (place / name).write_text(text)
+        with one_sentence(said):
+            load_model(place, local)
 
     adapter(tiny, tmp_path / "deep", deeper)
     assert len(mismatches(tmp_path / "deep", base(tiny))) == 1
-    with pytest.raises(WorkshopError, match="layers.9"):
+    with one_sentence("layers.9"):
         load_model(tmp_path / "deep", local)
 
 
