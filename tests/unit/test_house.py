@@ -118,29 +118,21 @@ def test_the_series_and_the_licences_are_complete():
 
 
 # この教材が使うと約束した部品。
-TWELVE = ("torch", "transformers", "peft", "trl", "datasets", "fugashi", "unidic-lite", "jaconv", "evaluate")
-TWELVE += ("matplotlib", "ipywidgets", "papermill")
+TWELVE = {"torch", "transformers", "peft", "trl", "datasets", "fugashi", "unidic-lite", "jaconv", "evaluate"}
+TWELVE |= {"matplotlib", "ipywidgets", "papermill"}
 BY_OTHERS = {"accelerate", "sentencepiece", "jupyterlab", "ipykernel"}
 """import はしないが、Trainer・変換器・make lab・papermill が使う部品。"""
-_NO_IMPORT = {"unidic-lite": "unidic_lite"}  # import する名前は、下線で書く
 
 
-@pytest.mark.parametrize("name", TWELVE)
-def test_every_promised_library_is_declared_and_used(name):
-    assert name in map(name_of, PROJECT["dependencies"]) and PINS[name].startswith(f"{name}=="), name
-    pattern = re.compile(rf"^\s*\"?(?:from|import) {_NO_IMPORT.get(name, name)}\b", re.M)
-    used = any(pattern.search(text) for text in [*MODULES.values(), *map(text_of, NOTEBOOKS)])
-    assert used, f"{name} は、どのノートブックからも、その下の lib からも使われていません"
-
-
-def test_no_declared_library_is_unused():
-    modules = {}
+def test_every_promised_library_is_declared_and_no_declared_library_is_unused():
+    declared, modules = set(map(name_of, PROJECT["dependencies"])), {}
+    assert declared >= TWELVE and all(PINS[name].startswith(f"{name}==") for name in TWELVE)
     for module, names in packages_distributions().items():
-        for name in names:
-            modules.setdefault(name_of(name), set()).add(module)
-    text = "\n".join([*MODULES.values(), *map(text_of, NOTEBOOKS), text_of("Makefile")])
-    names = set(map(name_of, PROJECT["dependencies"])) - BY_OTHERS
-    unused = {n for n in names if not any(re.search(rf"\b{re.escape(m)}\b", text) for m in modules.get(n, {n}))}
+        for name in map(name_of, names):
+            modules.setdefault(name, {name}).add(module)
+    text = "\n".join([*MODULES.values(), *map(text_of, NOTEBOOKS)])
+    found = set(re.findall(r"^[\s\"]*(?:from|import) (\w+)", text, re.M))
+    unused = [name for name in declared - BY_OTHERS if not modules.get(name, {name}) & found]
     assert not unused, unused
 
 
