@@ -62,10 +62,6 @@ class Interval:
     low: float
     high: float
 
-    def verdict(self, up: str = "上がった", down: str = "下がった") -> str:
-        """差の区間から言葉を決める。平均だけでは決めない。"""
-        return up if self.low > 0 else down if self.high < 0 else "差は示せない"
-
     def as_percent(self) -> str:
         """「87.5% [79.7, 93.8]」の形。"""
         return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]"

@@ -1,12 +1,15 @@
-"""試験: どのモデルにも同じ問題を同じ条件で解かせ、表にする。"""
+"""評価: どのモデルにも同じ質問を同じ条件で解かせ、表にし、差を判定する（07 が同じ計算を見せる）。"""
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from lib.data.facts import Example, general_questions, read_examples
+from lib.errors import WorkshopError
 from lib.files import write_json, write_text
 from lib.model.generate import answer_prompts, render
 from lib.profiles import Profile
@@ -56,47 +59,86 @@ def share(rows: Rows, part: str, key: str = "correct") -> Interval:
     return wilson(sum(bool(row[key]) for row in chosen), len(chosen))
 
 
-def gain(before: Rows, after: Rows, part: str) -> Interval:
-    """同じ問題での正答率の差（後 − 前）と、その 95% 区間。"""
-    return weighted_gain(before, after, {part: 1.0})
+@dataclass(frozen=True)
+class Change:
+    """同じ質問への正誤の差（後 − 前）。groups は、事実ごとの、質問ごとの差（−1・0・1）。p は `verdicts` が入れる。"""
+
+    groups: list[list[int]]
+    unit: str = "事実"
+    p: float = math.nan
+    corrected: float = math.nan
+
+    def __str__(self) -> str:
+        totals, size = list(map(sum, self.groups)), f"{len(self.groups)} {self.unit}"
+        if len(totals) < 2 or not any(totals):
+            return f"{size}では、検定できない" if len(totals) < 2 else f"{size}とも正答の数が同じ、差は示せない"
+        better, worse = sum(total > 0 for total in totals), sum(total < 0 for total in totals)
+        counts = f"{better} {self.unit}で良化・{worse} {self.unit}で悪化（{size}）"
+        p = "p < 0.001" if self.p < 0.001 else f"p = {self.p + 1e-9:.2g}"
+        more = f"（補正後 {self.corrected:.2g}）" if self.p <= 0.05 < self.corrected else ""
+        return counts if math.isnan(self.p) else f"{counts}、{p}{more}、{self.word()}"
+
+    def word(self) -> str:
+        """「上がった」「下がった」「差は示せない」（補正後の p が 0.05 以下のときだけ、向きを言う）。"""
+        shown = "上がった" if sum(map(sum, self.groups)) > 0 else "下がった"
+        return shown if self.corrected <= 0.05 else "差は示せない"
+
+    def interval(self, rounds: int = 2000) -> Interval:
+        """正答率の差と、その大きさの 95% 区間。事実を単位に再標本化する（Efron & Tibshirani 1993、13 章）。"""
+        generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
+        draws = [self.groups, *(generator.choices(self.groups, k=len(self.groups)) for _ in range(rounds))]
+        value, *means = (sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in draws)
+        means.sort()
+        return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
+
+    def size(self) -> str:
+        """「+25.0 点 [+6.2, +50.0]」の形。どの事実でも同じ差なら、区間を作らず、そのとおりに言う。"""
+        if not self.groups:
+            return "–"
+        value, low, high = (100 * end for end in vars(self.interval()).values())
+        around = f" [{low:+.1f}, {high:+.1f}]" if low < high else f"（{len(self.groups)} {self.unit}とも）"
+        return f"{value:+.1f} 点{around}"
 
 
-def chance(before: Rows, after: Rows, part: str, rounds: int = 5000) -> float:
-    """差が無くても、これ以上の差が偶然に出る割合（事実ごとに前と後を入れ替える並べ替え検定、両側の p）。
+def difference(before: Rows, after: Rows, part: str) -> Change:
+    """二つの評価の、ある部分の差。質問が一つでも違えば WorkshopError。"""
+    old, new = ({row["question"]: row for row in rows if row["part"] == part} for rows in (before, after))
+    if odd := sorted(old.keys() ^ new.keys(), key=str):
+        what = f"{PARTS.get(part, part)}: 片方の評価にしか無い質問が {len(odd)} 問あるので、比べられません"
+        raise WorkshopError(what, "同じ評価データで、両方を測り直してください", f"例: {odd[0]}")
+    groups: dict[str, list[int]] = {}
+    for question, row in old.items():
+        groups.setdefault(row["fact"], []).append(int(new[question]["correct"]) - int(row["correct"]))
+    return Change(list(groups.values()), "問" if part == "general" else "事実")
 
-    実際の並びも一通りと数えるので、0 にはならない（Phipson & Smyth 2010）。
+
+def sign_flip(groups: Sequence[Sequence[int]]) -> float:
+    """両側の p（0–1）: 事実ごとに前と後を入れ替える 2ⁿ 通りのうち、差の合計が実際以上に偏る割合。
+
+    合計の分布を、事実を一つずつ足して作るので（Pagano & Tritchler 1983）、事実がいくつでも正確で、乱数を使わない。
     """
-    totals, generator = list(map(sum, _differences(before, after, part))), random.Random(0)
-    flipped = (sum(total if generator.random() < 0.5 else -total for total in totals) for _ in range(rounds))
-    extreme = sum(abs(value) >= abs(sum(totals)) for value in flipped)
-    return (extreme + 1) / (rounds + 1)
+    ways = {0: 1}  # 合計 → その合計になる入れ替え方の数
+    for total in map(sum, groups):
+        ends = {start + step for start in ways for step in (total, -total)}
+        ways = {end: ways.get(end - total, 0) + ways.get(end + total, 0) for end in ends}
+    found = abs(sum(map(sum, groups)))
+    return sum(count for end, count in ways.items() if abs(end) >= found) / 2 ** len(groups)
 
 
-def weighted_gain(before: Rows, after: Rows, weights: Mapping[str, float], rounds: int = 2000) -> Interval:
-    """部分ごとの正答率の差を、重みを掛けて足したものと、対応のあるブートストラップの 95% 区間。
-
-    部分ごとに独立に、事実を単位に再標本化する（Efron & Tibshirani 1993, *An Introduction to the Bootstrap*, 13 章）。
-    """
-    columns = []
-    for part, weight in weights.items():
-        if weight > 0:
-            grouped = _differences(before, after, part)
-            generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
-            draws = [grouped, *(generator.choices(grouped, k=len(grouped)) for _ in range(rounds))]
-            columns.append([weight * (sum(map(sum, drawn)) / sum(map(len, drawn))) for drawn in draws])
-    value, *means = map(sum, zip(*columns, strict=True))  # 先頭は、元のまま
-    means.sort()
-    return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
+def verdicts(family: Mapping[Any, Change]) -> dict[Any, Change]:
+    """前もって決めた一つの表の判定（6 つまで）。一つでも誤って差を言う割合を 5% 以下に抑える（Holm 1979）。"""
+    assert len(family) <= 6, "一つの表の判定は 6 つまで"
+    p = {key: sign_flip(change.groups) for key, change in family.items()}
+    ordered = sorted(p, key=lambda key: p[key])
+    steps = accumulate((min(1.0, (len(p) - place) * p[key]) for place, key in enumerate(ordered)), max)
+    corrected = dict(zip(ordered, steps, strict=True))
+    return {key: replace(change, p=p[key], corrected=corrected[key]) for key, change in family.items()}
 
 
-def _differences(before: Rows, after: Rows, part: str) -> list[list[int]]:
-    """ある部分の各問の差（−1・0・1）を、事実ごとにまとめる（同じ事実の問いは独立ではない）。"""
-    old, new = ([row for row in rows if row["part"] == part] for rows in (before, after))
-    assert [row["question"] for row in old] == [row["question"] for row in new], "問題の並びが違う"
-    by_fact: dict[str, list[int]] = {}
-    for one, other in zip(old, new, strict=True):
-        by_fact.setdefault(one["fact"], []).append(int(other["correct"]) - int(one["correct"]))
-    return list(by_fact.values())
+def model_verdicts(results: Mapping[str, Rows]) -> dict[Any, Change]:
+    """07 と報告の判定。隣り合うモデル（学習前 → SFT → SFT + DPO）の near・far・general で、鍵は（前, 後, 部分）。"""
+    keys = [(a, b, part) for a, b in pairwise(results) for part in ("near", "far", "general")]
+    return verdicts({(a, b, part): difference(results[a], results[b], part) for a, b, part in keys})
 
 
 def save_rows(folder: Path, name: str, rows: Rows) -> None:

@@ -4,15 +4,12 @@ import math
 from collections import Counter
 
 import pytest
-from conftest import exam_sheet
 
 from lib.data.facts import DATA, Example, read_jsonl
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
-from lib.score.exam import chance, gain, weighted_gain
 from lib.score.japanese import Style, shares, style
 from lib.text.words import morphemes, sentences, words
 
-BEFORE, AFTER = exam_sheet("base", {"general": 3}), exam_sheet("SFT", {"near": 1, "far": 12})
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
 
 
@@ -45,44 +42,6 @@ def test_wilson_ends_solve_the_score_equation():
             expected = 1.959963984540054 * math.sqrt(end * (1 - end) / total)
             assert abs(successes / total - end) == pytest.approx(expected, abs=1e-9)
     assert wilson(0, 24).high > 0.1 and math.isnan(wilson(0, 0).value)
-
-
-def sheet(right, facts=None):
-    rows = zip(right, facts or range(len(right)), strict=True)
-    return [{"part": "p", "question": i, "fact": fact, "correct": yes} for i, (yes, fact) in enumerate(rows)]
-
-
-def test_verdict_follows_the_interval_not_the_mean_of_paired_questions():
-    for before, after, said in (([0], [1], "上がった"), ([1], [0], "下がった"), ([1, 0], [0, 1], "差は示せない")):
-        assert gain(sheet(before * 20), sheet(after * 20), "p").verdict() == said
-    with pytest.raises(AssertionError, match="問題の並び"):
-        gain(sheet([1, 0]), sheet([1]), "p")
-
-
-def test_bootstrap_by_fact_is_wider_when_questions_of_a_fact_agree():
-    before, after = [False] * 40, [True] * 20 + [False] * 20
-    facts = [str(i // 10) for i in range(40)]
-    alone = gain(sheet(before), sheet(after), "p")
-    grouped = gain(sheet(before, facts), sheet(after, facts), "p")
-    assert grouped.high - grouped.low > alone.high - alone.low
-
-
-def test_the_same_answers_give_the_same_interval_and_a_p_value_is_never_zero_but_the_exact_count():
-    before, after = sheet([i % 3 == 0 for i in range(40)]), sheet([i % 2 == 0 for i in range(40)])
-    assert len({gain(before, after, "p") for _ in range(4)}) == 1
-    assert 0 < chance(sheet([False] * 40), sheet([True] * 40), "p", rounds=100) < 0.05
-    # 6 問すべてが同じ向きに動いた: 2 の 6 乗通りのうち、同じ大きさは 2 通り
-    found = chance(sheet([False] * 6), sheet([True] * 6), "p", rounds=20_000)
-    assert found == pytest.approx(2 / 2**6, abs=0.004)
-    assert chance(sheet([True, False]), sheet([True, False]), "p") == 1.0
-
-
-def test_a_gain_by_chance_is_rare_and_weights_combine_the_parts():
-    assert chance(BEFORE, AFTER, "near") < 0.01 < chance(BEFORE, AFTER, "far")
-    near = weighted_gain(BEFORE, AFTER, {"near": 1.0, "far": 0.0})
-    assert near == gain(BEFORE, AFTER, "near")
-    both = weighted_gain(BEFORE, AFTER, {"near": 0.5, "general": 0.5})
-    assert both.value == pytest.approx(0.5 * 1.0 - 0.5 / 3) and both.low < both.value < both.high
 
 
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")

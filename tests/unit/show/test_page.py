@@ -1,4 +1,4 @@
-"""人に見せるもの: 言葉は区間から決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
+"""人に見せるもの: 言葉は検定で決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
 
 import json
 from contextlib import nullcontext
@@ -36,14 +36,17 @@ def told(run, name="report.md"):
     return (run.folder / "07_evaluation" / name).read_text(encoding="utf-8")
 
 
-def test_the_report_says_what_the_intervals_say(run):
+def test_the_report_says_what_the_tests_say(run):
     names = ("report.md", "report.html", "model_card.md")
     text, page, _ = first = [told(run, name) for name in names]
     assert first == [told(run, name) for name in names], "同じ成果物からは、一字も違わない報告"
-    assert f"{PARTS['near']}: 上がった（100.0%" in text and f"{PARTS['general']}: 下がった" in text
-    assert f"{PARTS['far']}: 差は示せない" in text
+    assert f"- {PARTS['near']}: 12 事実で良化・0 事実で悪化（12 事実）、p < 0.001、上がった" in text
+    assert f"- {PARTS['far']}: 2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない" in text
+    assert f"- {PARTS['general']}: 0 問で良化・8 問で悪化（12 問）、p = 0.0078、下がった" in text
+    assert f"| {PARTS['unseen']} | +0.0 点（12 事実とも）。12 事実とも正答の数が同じ |" in text
+    assert "[+100.0, +100.0]" not in text + page
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
-    assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 80% 未満" not in text
+    assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 70% 未満" not in text
     assert "版: torch 9.8.7" in text
     assert "| 依頼（取り置き） | 24 | 0 | 24 |" in text and "| 別の言葉 3（取り置き） | 24 | 0 | 2 |" in text
     assert "<table>" in page and "data:image/png" in page and "https://" not in page
@@ -59,11 +62,11 @@ def test_a_model_that_could_not_be_read_is_missing_and_not_zero(run):
 def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
     card = ModelCard(told(run, "model_card.md"))
     assert card.data.language == "ja" and card.data.base_model == "some/Base"
-    assert "| 100.0% [86.2, 100.0] |" in card.text
+    assert "| 100.0% [75.8, 100.0] |" in card.text
     assert "a|b" not in told(run) and "a｜b c" in told(run)
 
 
-def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
+def test_the_gate_of_07_opens_only_for_a_gain_that_is_shown(capsys):
     gate = from_notebook("07_evaluation", "gate").gate
     assert gate(RESULTS, "SFT", ["near"], []) and gate(RESULTS, "SFT", ["near"], ["far"])
     assert not gate(RESULTS, "SFT", ["near"], ["general"]) and capsys.readouterr()
@@ -71,14 +74,12 @@ def test_the_gate_opens_only_for_a_gain_the_interval_shows(capsys):
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "×", "×"]
 
 
-GATE = [({"near_gain_low": 0.01}, ""), ({"near_gain_low": 0.0}, "下限: +0.0 点"), ({}, "下限: 測っていません")]
-
-
-@pytest.mark.parametrize(("found", "told"), GATE)
-def test_the_gate_command_fails_unless_the_run_shows_a_gain(run, monkeypatch, capsys, found, told):
+@pytest.mark.parametrize(("every", "told"), [(1, ""), (12, "2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない")])
+def test_the_gate_command_fails_unless_the_run_shows_a_gain(run, monkeypatch, capsys, every, told):
+    rows = [*RESULTS[BASE], *exam_sheet("SFT", {"near": every})]
+    save_rows(run.folder / "07_evaluation", "comparison_evaluation", rows)
     monkeypatch.setattr(lib.run, "OUTPUTS", run.folder.parent)
     monkeypatch.setattr("sys.argv", ["page", "gate", "told"])
-    run.finish("07_evaluation", found)
     with pytest.raises(SystemExit, match="1") if told else nullcontext():
         main()
     assert told in capsys.readouterr().err
