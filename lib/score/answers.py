@@ -67,7 +67,7 @@ class Interval:
         return f"{self.value:.1%} [{100 * self.low:.1f}, {100 * self.high:.1f}]"
 
 
-def wilson(successes: int, total: int) -> Interval:
+def wilson(successes: float, total: int) -> Interval:
     """割合の 95% 区間（Wilson 1927）。0% や 100% でも幅が 0 にならない。"""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)

@@ -65,6 +65,15 @@ def update(path: Path, more: dict[str, Any]) -> Path:
     return path
 
 
+def right_by_fact(run: Run) -> dict[str, dict[str, list[str]]]:
+    """07 の正誤。部分 → 事実 → モデルごとの、質問の順の 0 と 1（例 ["00", "11", "10"]）。判定は、ここから計算し直せる。"""
+    found: dict[str, dict[str, dict[str, str]]] = {}
+    for row in read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"):
+        marks = found.setdefault(row["part"], {}).setdefault(row["fact"], {})
+        marks[row["model"]] = marks.get(row["model"], "") + str(int(row["correct"]))
+    return {part: {fact: list(marks.values()) for fact, marks in facts.items()} for part, facts in found.items()}
+
+
 def record(*runs: Run) -> None:
     """同じプロファイルの、シードの違う 3 つ以上の実行から、期待値と、シードごとの記録済みの結果を書く。"""
     seeds = [run.seed for run in runs]
@@ -76,7 +85,10 @@ def record(*runs: Run) -> None:
     expected = {"versions": opened[0]["versions"], "seeds": seeds, "metrics": metrics}
     stages = [{stage: run.metrics(stage) for stage in STAGES} for run in runs]
     dates = [found["created"][:10] for found in opened]
-    by_seed = {str(s): {"date": date, **found} for s, date, found in zip(seeds, dates, stages, strict=True)}
+    by_seed = {
+        str(run.seed): {"date": date, **found, "right": right_by_fact(run)}
+        for run, date, found in zip(runs, dates, stages, strict=True)
+    }
     for path, value in ((EXPECTED, expected), (SEEDS, by_seed)):
         update(path, {runs[0].profile.name: value})
 

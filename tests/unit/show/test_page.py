@@ -74,7 +74,9 @@ def test_the_gate_of_07_opens_only_for_a_gain_that_is_shown(capsys):
     assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "×", "×"]
 
 
-@pytest.mark.parametrize(("every", "told"), [(1, ""), (12, "2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない")])
+@pytest.mark.parametrize(
+    ("every", "told"), [(1, ""), (12, "2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない")]
+)
 def test_the_gate_command_fails_unless_the_run_shows_a_gain(run, monkeypatch, capsys, every, told):
     rows = [*RESULTS[BASE], *exam_sheet("SFT", {"near": every})]
     save_rows(run.folder / "07_evaluation", "comparison_evaluation", rows)
