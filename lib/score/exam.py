@@ -54,7 +54,7 @@ def take(
 
 
 def share(rows: Rows, part: str, key: str = "correct") -> Interval:
-    """ある部分の割合と 95% 区間（key は "correct" / "made_up" / "refused"）。幅は、質問でなく、独立な事実の数で決める。"""
+    """ある部分の割合と 95% 区間（key は "correct" / "made_up" / "refused"）。幅は、独立な事実の数で決める。"""
     chosen = [row for row in rows if row["part"] == part]
     facts = len({row["fact"] for row in chosen})
     return wilson(facts * sum(bool(row[key]) for row in chosen) / max(len(chosen), 1), facts)

@@ -66,7 +66,7 @@ def update(path: Path, more: dict[str, Any]) -> Path:
 
 
 def right_by_fact(run: Run) -> dict[str, dict[str, list[str]]]:
-    """07 の正誤。部分 → 事実 → モデルごとの、質問の順の 0 と 1（例 ["00", "11", "10"]）。判定は、ここから計算し直せる。"""
+    """07 の正誤。部分 → 事実 → モデルごとの、質問の順の 0 と 1（例 ["00", "11", "10"]）。判定を計算し直せる。"""
     found: dict[str, dict[str, dict[str, str]]] = {}
     for row in read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"):
         marks = found.setdefault(row["part"], {}).setdefault(row["fact"], {})
