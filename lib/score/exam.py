@@ -71,8 +71,10 @@ class Change:
 
     def __str__(self) -> str:
         totals, size = list(map(sum, self.groups)), f"{len(self.groups)} {self.unit}"
-        if len(totals) < 2 or not any(totals):
-            return f"{size}では、検定できない" if len(totals) < 2 else f"{size}とも正答の数が同じ、差は示せない"
+        if len(totals) < 2:
+            return f"{size}では、検定できない"
+        if not any(totals):
+            return f"{size}とも正答の数が同じ" + "、差は示せない" * (not math.isnan(self.p))
         better, worse = sum(total > 0 for total in totals), sum(total < 0 for total in totals)
         counts = f"{better} {self.unit}で良化・{worse} {self.unit}で悪化（{size}）"
         p = "p < 0.001" if self.p < 0.001 else f"p = {self.p + 1e-9:.2g}"
