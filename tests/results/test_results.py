@@ -11,6 +11,7 @@ from maintain.record import EXPECTED, allowed, collect, expected_from
 
 from lib.files import read_json
 from lib.run import reopen
+from lib.score.exam import PARTS
 
 EVERYTHING = read_json(EXPECTED)
 RUN = reopen(os.environ["RUN"]) if os.environ.get("RUN") else None
@@ -49,5 +50,7 @@ def test_the_readme_is_short_and_shows_the_recorded_numbers():
     assert len(text.encode()) <= 13_000 and len(text.splitlines()) <= 160
     assert text.count("<!-- 結果の表 -->") == 1
     assert filled(text, seeds) == text, "python tests/maintain/readme_table.py で書き直してください"
+    seeds["0"]["right"] = {part: {f"f{n}": ["00", "11", "11"] for n in range(9)} for part in PARTS}
+    assert "9 事実で良化・0 事実で悪化（9 事実）、p = 0.0039、上がった" in filled(text, seeds)
     seeds["0"]["07_evaluation"]["sft_near_accuracy"] = 0.5  # 別の記録なら、表が変わる
     assert "50.0" in filled(text, seeds) != text
