@@ -195,7 +195,7 @@ def _show(value: Any) -> str:
 def _form(found: dict[str, Any]) -> tuple[str, dict[str, str], dict[str, Any]]:
     """形の名前（どれでもなければ「不明」）、その列の役、列名（正式な名にしたもの）→ 値。値が null の列は、後で見る。"""
     columns = sorted(reversed(found.items()), key=lambda item: item[0] in _WORDS["aliases"])  # 正式な列名を先に採る
-    data = {_CANONICAL.get(normalise_question(column), column): value for column, value in columns}
+    data = {_CANONICAL.get(c if c in _CANONICAL else normalise_question(c), c): value for c, value in columns}
     tried = ({name for name, value in data.items() if value is not None}, data.keys())
     fits = ((form, kinds, data) for names in tried for form, kinds, need in _FORMS if need <= names)
     return next(fits, ("不明", {}, data))
@@ -234,7 +234,7 @@ def _understand(line: int, found: dict[str, Any]) -> Row:
                 faults.append(("empty" if isinstance(text, str) else "not-text", place))
             told[key].append((speaker, text))
             texts.append((place, text))
-            seen += turn.items()
+            seen += turn.items() if len(turn) > 2 or faults else ()
     unused = [f"{key}={value}"[:200] for key, value in seen if value not in (None, "", [], {})]
     for code, rule in TABLE["shapes"].items():
         fits = form == "不明" and data.keys() >= set(rule.get("columns", ["不明"]))
