@@ -4,6 +4,8 @@ PROFILE ?= embedded
 RUN ?=
 SEED ?= 0
 DATA ?=
+DATA_LANG ?=
+MIX ?=
 PORT ?= 7860
 MACHINE ?=
 VENV := .venv
@@ -53,7 +55,7 @@ check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=�
 	@$(if $(DATA),$(BIN)/python -m lib.data.own "$(DATA)",$(BIN)/python -m lib.talk.rehearse --check --profile $(PROFILE))
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
-	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)"
+	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)" --lang "$(DATA_LANG)" --mix "$(MIX)"
 
 rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
 	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --budget $(if $(MACHINE),600,0)

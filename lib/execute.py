@@ -24,9 +24,12 @@ from papermill.exceptions import PapermillExecutionError
 from rich.table import Table
 from traitlets.config import Config
 
+from lib.data.facts import language
+from lib.data.own import read_own
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, file_sha256, read_json, write_json, write_text
 from lib.model.load import resolve
+from lib.profiles import PROFILES, get_profile
 from lib.run import APPENDICES, STAGES, Run, data_path, open_run, versions
 from lib.show.page import stage_summary, write_index
 
@@ -158,6 +161,19 @@ def require(run: Run, *names: str) -> None:
         raise WorkshopError(f"上流の実行が失敗しました: {last}", "上の表示を見て直し、もう一度実行してください")
 
 
+def _fitting(name: str, data: str) -> str:
+    """自分のデータの言語を読めるプロファイルの名前。規約に同意していなければ、替えずに、替え方を知らせる。"""
+    profile, path = get_profile(name), data_path(data)
+    if path is None or language(read_own(path)) == profile.lang or (other := f"{name}-ja") not in PROFILES:
+        return name
+    if os.environ.get("WORKSHOP_ACCEPT_GEMMA_TERMS") == "yes":
+        print(f"データが日本語なので、日本語を読むモデルのプロファイル {other} で実行します。")
+        return other
+    said = f"PROFILE={other} なら読めます（規約への同意が要ります）。"
+    print(f"データは日本語ですが、{profile.model} は日本語を読めません。{said}")
+    return name
+
+
 def main() -> None:
     """コマンドの入口。"""
     parser = argparse.ArgumentParser(description="ノートブックを順に実行する")
@@ -165,6 +181,8 @@ def main() -> None:
     parser.add_argument("--run", help="実行の名前（省くとプロファイル名）")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", default="", help="自分のデータの場所（data/my なら my）")
+    parser.add_argument("--lang", help="データの言語（ja か en。省くとモデルが読めるほう）")
+    parser.add_argument("--mix", type=lambda text: text and float(text), help="一般の問答の割合（0 なら混ぜない）")
     parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
     options, known = parser.parse_args(), (*STAGES, *APPENDICES)
@@ -176,7 +194,8 @@ def main() -> None:
     with command_line():
         if unknown := [name for name in options.stages if name not in known]:
             raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
-        run = open_run(options.profile, options.run or None, options.seed, data=options.data)
+        profile, more = _fitting(options.profile, options.data), {"lang": options.lang, "mix": options.mix}
+        run = open_run(profile, options.run or None, options.seed, data=options.data, **more)
         remedy = "終わるのを待つか、空き容量と権限を確かめて、同じコマンドで続きから始めてください"
         try:
             lock = only_one(run.folder)

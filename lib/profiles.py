@@ -33,6 +33,9 @@ class Profile:
     sources: tuple[str, ...] = ("local", "hub", "wheel")  # 重みを探す順
     device: str = "cpu"  # "cpu" / "cuda" / "mps"
     dtype: str = "float32"  # 読み込む精度
+    precision: str = "float32"  # 学習の計算の精度。"mixed" なら凍結した線形層だけ bf16（`prepare_cpu` が測って決める）
+    lang: str = "ja"  # データの言語。モデルが読めるほう（`DATA_LANG` で替えられる）
+    mix: float = 0.0  # 学習例のうち、一般の問答の割合（忘却を防ぐ）
     train_facts: int = 16  # 学習に使う事実の数。× 7 言い回し = 112 例。学習は 2 コアで 5〜6 分
     train_forms: int = 7  # 1 事実あたりの言い回しの数。用意した学習用の型の全部
     heldout_facts: int = 12  # 一度も見せない事実の数。24 問で、偶然の正答 1 問が 4 点。少ないとデータリークが見えない

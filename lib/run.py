@@ -11,7 +11,7 @@ import time
 from collections import namedtuple
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ STAGES: tuple[str, ...] = ("01_concepts", "02_dataset", "03_baseline", "04_lora_
 STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
+_CHANGEABLE = {"lang": ("ja", "en").__contains__, "mix": lambda share: 0 <= float(share) < 1}
+"""一回の実行だけで替えてよいプロファイルの値と、その確かめかた。"""
 _NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 _PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
 
@@ -95,6 +97,7 @@ class Run:
         """成果物が何から作られたか。トークナイザとテンプレートの指紋は、ファイルごとの SHA-256 に入る。"""
         train = self.folder / "02_dataset" / "train.jsonl"
         facts = {"profile": self.profile.name, "model": MODELS[self.profile.model].hub_id, "seed": self.seed}
+        facts |= {"precision": read_json(self.folder / "precision.json", {}).get("precision")}
         facts |= {"data": self.data, "train_sha256": file_sha256(train) if train.exists() else None}
         if (config := work / "adapter_config.json").exists():
             base = Path(read_json(config).get("base_model_name_or_path") or "no-base")  # 今もあるとは限らない
@@ -112,40 +115,49 @@ def data_path(data: str) -> Path | None:
     return found.resolve()
 
 
-def open_run(profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "") -> Run:
+def open_run(
+    profile: str, run: str | None = None, seed: int = 0, outputs: Path | None = None, data: str = "", **changed: Any
+) -> Run:
     """実行の作業場を開く。初めてなら作り、二度目なら同じ設定か確かめる。開けなければ WorkshopError。
 
     `run` を省くとプロファイル名（自分のデータなら、その名前も付く）、`data` を省くとその実行が覚えているものになる。
+    `changed` は、この実行だけで替えるプロファイルの値（lang・mix。空か None なら替えない）。実行が覚える。
     """
     chosen = get_profile(profile)
     if lacking := [name for name in _NEEDED if versions()[name] == "なし"]:
         remedy = f"make setup を実行するか、python {REPOSITORY / 'lib' / 'bootstrap.py'} で入れてください"
         raise WorkshopError(f"部品がありません: {'、'.join(lacking)}", remedy)
-    name = run or chosen.name
+    changed = {key: value for key, value in changed.items() if value not in (None, "")}
+    if wrong := [f"{key}={value}" for key, value in changed.items() if not _CHANGEABLE[key](value)]:
+        what = f"{'、'.join(wrong)} は使えません"
+        raise WorkshopError(what, "DATA_LANG は ja か en、MIX は 0 以上 1 未満の数にしてください")
+    name = run or "-".join([chosen.name, *(f"{key}-{value}" for key, value in changed.items())])
     if path := data_path(data):
         # リポジトリの中なら相対で覚える（別の機械に写した実行でも同じ意味になるように）。
         data = str(path.relative_to(REPOSITORY) if path.is_relative_to(REPOSITORY) else path)
-        name = run or f"{chosen.name}-{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:40]}"
+        name = run or f"{name}-{re.sub(r'[^A-Za-z0-9._-]+', '_', path.stem)[:40]}"
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         remedy = "英数字で始め、英数字と . _ - だけで 64 字以内にしてください"
         raise WorkshopError(f"実行の名前「{name}」は使えません", remedy)
     folder = (outputs or OUTPUTS) / name
     settings: dict[str, Any] = {"profile": chosen.name, "seed": int(seed)}
     if (folder / "run.json").exists():
-        found = {"data": BUILT_IN, **read_json(folder / "run.json")}
-        if found | settings != found or data not in ("", found["data"]):
-            said = ", ".join(f"{key}={found.get(key)}" for key in ("profile", "seed", "data"))
+        found = {"data": BUILT_IN, "changed": {}, **read_json(folder / "run.json")}
+        same = found | settings == found and found["changed"] | changed == found["changed"]
+        if not same or data not in ("", found["data"]):
+            said = ", ".join(f"{key}={found.get(key)}" for key in ("profile", "seed", "data", "changed"))
             remedy = "RUN に別の名前を指定してください（何も上書きしていません）"
             raise WorkshopError(f"このフォルダは別の設定（{said}）の実行です", remedy, folder)
-        return Run(folder, chosen, int(seed), found["data"])
+        return Run(folder, replace(chosen, **found["changed"]), int(seed), found["data"])
     if folder.exists() and any(folder.iterdir()):
         raise WorkshopError("実行の記録（run.json）が無いフォルダです", "RUN に別の名前を指定してください", folder)
-    settings |= {"data": data or BUILT_IN, "created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
+    settings |= {"data": data or BUILT_IN, "changed": changed}
+    settings |= {"created": time.strftime("%Y-%m-%dT%H:%M:%S"), "versions": versions()}
     try:
         write_json(folder / "run.json", settings)
     except OSError as error:
         raise WorkshopError(f"書き込めません: {error.strerror}", "空き容量と権限を確かめてください", folder) from None
-    return Run(folder, chosen, int(seed), settings["data"])
+    return Run(folder, replace(chosen, **changed), int(seed), settings["data"])
 
 
 def reopen(name: str, outputs: Path | None = None) -> Run:

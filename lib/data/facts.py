@@ -19,13 +19,14 @@ from lib.files import REPOSITORY, read_json, write_text
 from lib.profiles import Profile
 
 DATA = REPOSITORY / "data"
-SYSTEM = "みなも堂の窓口です。"
+SYSTEM = {"ja": "みなも堂の窓口です。", "en": "You are the help desk of Minamodo."}
 """学習・推論・GGUF・Modelfile のすべてで使うシステム文。短いのは、毎回読ませるトークンを惜しむため。"""
 TRAIN_FORMS = ("polite", "curt", "keyword", "other_1", "indirect", "story", "other_2")
 """学習に使う型。先頭から何種かだけ使っても、型と言葉の違いが両方入る並び。"""
 DEV_FORMS = ("conditional", "typo")
 """学習の途中で損失を見るための型（早期終了と、最良の時点を選ぶため）。試験にも学習にも使わない。"""
 NEAR_FORMS, FAR_FORMS = ("request", "casual"), ("other_3",)
+FIRST = ("shipping-standard-fee", "returns-period")
 FORM_LABELS: dict[str, str] = read_json(DATA / "support" / "forms.json")
 
 
@@ -42,7 +43,7 @@ class Example:
     question: str
     answer: str
     figures: tuple[str, ...]
-    system: str = SYSTEM
+    system: str = SYSTEM["ja"]
     history: tuple[dict[str, str], ...] = ()
 
     def prompt(self) -> list[dict[str, str]]:
@@ -100,20 +101,28 @@ def read_examples(path: Path) -> list[Example]:
     return [Example(**{**row, "figures": tuple(row["figures"]), "history": tuple(row["history"])}) for row in rows]
 
 
-def general_questions(lang: str = "en", level: str = "easy") -> list[Example]:
+def general_questions(lang: str, level: str = "easy") -> list[Example]:
     """忘却を見るための、店と関係のない質問。"""
     rows = [row for row in read_jsonl(DATA / "general" / "questions.jsonl") if row["level"] == level]
     said = [(row["id"], row[lang]) for row in rows]
-    return [Example(i, "general", text["question"], text["answer"], tuple(text["accept"])) for i, text in said]
+    return [
+        Example(i, "general", text["question"], text["answer"], tuple(text["accept"]), SYSTEM[lang]) for i, text in said
+    ]
 
 
-def general_mix(count: int, lang: str = "ja") -> list[Example]:
+def general_mix(count: int, lang: str) -> list[Example]:
     """店の例に混ぜる、一般の問答の先頭 count 件（忘却を防ぐため。`general_questions` とは重ならない）。"""
     rows = read_jsonl(DATA / "general" / "mix.jsonl")
     if count > len(rows):
         raise WorkshopError(f"一般の問答は {len(rows)} 件しかありません", f"{count} 件より減らしてください", DATA)
     rows.sort(key=lambda row: stable_order(row["id"]))
-    return [Example(row["id"], "mix", row[lang]["question"], row[lang]["answer"], ()) for row in rows[:count]]
+    said = [(row["id"], row[lang]) for row in rows[:count]]
+    return [Example(i, "mix", text["question"], text["answer"], (), SYSTEM[lang]) for i, text in said]
+
+
+def language(examples: Sequence[Example]) -> str:
+    """例の質問の言語。仮名か漢字が一つでもあれば "ja"、無ければ "en"。"""
+    return "ja" if re.search("[ぁ-んァ-ヶ一-龠]", "".join(e.question for e in examples)) else "en"
 
 
 def stable_order(key: str) -> str:
@@ -122,77 +131,82 @@ def stable_order(key: str) -> str:
 
 
 def _ordered_facts(lang: str) -> list[dict[str, Any]]:
-    """分野を交互に並べた事実。先頭から何件取っても分野が偏らない。"""
+    """分野を交互に並べた事実。先頭から何件取っても分野が偏らない。ただし `FIRST`（よくある質問）は、いつも先頭。"""
     by_category: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for fact in sorted(read_jsonl(DATA / "support" / "facts.jsonl"), key=lambda fact: stable_order(fact["id"])):
         by_category[fact["category"]].append({"id": fact["id"], **fact[lang]})
     columns = [rows for _, rows in sorted(by_category.items())]
-    return [fact for row in zip_longest(*columns) for fact in row if fact is not None]
+    mixed = [fact for row in zip_longest(*columns) for fact in row if fact is not None]
+    return sorted(mixed, key=lambda fact: fact["id"] not in FIRST)
 
 
-def policy_sentences(lang: str = "ja") -> list[str]:
+def policy_sentences(lang: str) -> list[str]:
     """店の規則の全部（事実の正解の文、64 文）。教えた事実も、教えていない事実も入る。"""
     return [fact["answer"] for fact in _ordered_facts(lang)]
 
 
-def _examples(facts: list[dict[str, Any]], forms: Sequence[str]) -> list[Example]:
+def _examples(facts: list[dict[str, Any]], forms: Sequence[str], lang: str) -> list[Example]:
     asked = [(fact, form, fact["questions"][form]) for fact in facts for form in forms if form in fact["questions"]]
-    return [Example(fact["id"], form, text, fact["answer"], tuple(fact["figures"])) for fact, form, text in asked]
+    return [Example(f["id"], form, text, f["answer"], tuple(f["figures"]), SYSTEM[lang]) for f, form, text in asked]
 
 
-def make_split(profile: Profile, lang: str = "ja") -> Split:
-    """プロファイルの件数で分ける（lang は "ja" か "en"）。事実が足りなければ `WorkshopError`。
+def make_split(profile: Profile, lang: str = "", development: bool = False) -> Split:
+    """プロファイルの件数で分ける（lang を省くとプロファイルの言語）。事実が足りなければ `WorkshopError`。
 
-    教えない事実は並びの末尾から取るので、学習の件数を変えても変わらない。
+    教えない事実は並びの末尾から取るので、学習の件数を変えても変わらない。`development` なら、どちらにも使わない残りの
+    事実（開発用の事実）を教える分け方。設定は、これで学習して選び、評価用の問題は一度しか解かせない。
     """
+    lang = lang or profile.lang
     facts = _ordered_facts(lang)
     if profile.train_facts + profile.heldout_facts > len(facts):
         what = f"事実は {len(facts)} 件しかないのに {profile.train_facts}+{profile.heldout_facts} 件を求めています"
         raise WorkshopError(what, "train_facts か heldout_facts を減らしてください", f"プロファイル {profile.name}")
-    taught, unseen = facts[: profile.train_facts], facts[-profile.heldout_facts :]
+    first, last = profile.train_facts, len(facts) - profile.heldout_facts
+    taught, unseen = facts[first:last] if development else facts[:first], facts[last:]
     ask_train, ask_test, _ = make_unanswerable(lang)
-    written = [_examples([fact], DEV_FORMS) for fact in taught]  # 二つの型を、事実ごとに交互に使う
+    written = [_examples([fact], DEV_FORMS, lang) for fact in taught]  # 二つの型を、事実ごとに交互に使う
     return Split(
-        train=_examples(taught, TRAIN_FORMS[: profile.train_forms]),
+        train=_examples(taught, TRAIN_FORMS[: profile.train_forms], lang),
         dev=[forms[index % len(forms)] for index, forms in enumerate(written)],
-        near=_examples(taught, NEAR_FORMS),
-        far=_examples(taught, FAR_FORMS),
-        unseen=_examples(unseen, NEAR_FORMS),
+        near=_examples(taught, NEAR_FORMS, lang),
+        far=_examples(taught, FAR_FORMS, lang),
+        unseen=_examples(unseen, NEAR_FORMS, lang),
         ask_train=ask_train,
         ask_test=ask_test,
     )
 
 
-def make_subsets(profile: Profile, lang: str = "ja") -> dict[str, list[Example]]:
+def make_subsets(profile: Profile, lang: str) -> dict[str, list[Example]]:
     """教えない事実を除く全事実の学習例を、入れ子の部分集合（10, 50, 100, 300, all）にする。
 
     並びは「全事実を 1 通りずつ、次に 2 通り目を…」なので、例が増えることは言い回しが増えることを意味する。
     """
     facts = _ordered_facts(lang)[: -profile.heldout_facts]
-    everything = [example for form in TRAIN_FORMS for example in _examples(facts, (form,))]
+    everything = [example for form in TRAIN_FORMS for example in _examples(facts, (form,), lang)]
     return {**{str(size): everything[:size] for size in (10, 50, 100, 300)}, "all": everything}
 
 
-def conversations(split: Split, lang: str = "ja") -> list[Example]:
+def conversations(split: Split, lang: str) -> list[Example]:
     """何往復かの会話を、最後の答えを学ぶ例にする（前の往復は読むだけ）。試験の事実が出る会話は除く。"""
     hidden = {example.fact_id for example in split.unseen}
     examples = []
     for row in read_jsonl(DATA / "support" / "conversations.jsonl"):
         *history, question, answer = row[lang]["messages"]
         if hidden.isdisjoint(row["facts"]):
-            said = (question["content"], answer["content"], (), SYSTEM, tuple(history))
+            said = (question["content"], answer["content"], (), SYSTEM[lang], tuple(history))
             examples.append(Example(row["id"], "conversation", *said))
     return examples
 
 
-def make_unanswerable(lang: str = "ja", kinds: str = "") -> tuple[list[Example], list[Example], dict[str, str]]:
+def make_unanswerable(lang: str, kinds: str = "") -> tuple[list[Example], list[Example], dict[str, str]]:
     """回答不能な質問を（学習用, 評価用, ID→でたらめな答え）に分ける。kinds は "out_of_domain"（店の外の話題）か空。"""
     rows = [row for row in read_jsonl(DATA / "support" / "unanswerable.jsonl") if row["kind"].startswith(kinds)]
     rows.sort(key=lambda row: stable_order(row["id"]))
     parts: tuple[list[Example], list[Example]] = ([], [])
     for index, row in enumerate(rows):  # 三つに一つの話題は、評価だけに使う
         said = re.split(r"(?<=。)|(?<=\.)\s", row[lang]["answer"], maxsplit=1)[0]  # 続く案内は、135M の予算には長い
-        parts[index % 3 == 0].extend(Example(row["id"], "unanswerable", q, said, ()) for q in row[lang]["questions"])
+        given = (said, (), SYSTEM[lang])
+        parts[index % 3 == 0].extend(Example(row["id"], "unanswerable", q, *given) for q in row[lang]["questions"])
     return *parts, {row["id"]: row[lang]["made_up"] for row in rows}
 
 

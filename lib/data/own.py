@@ -19,7 +19,7 @@ from unicodedata import normalize
 
 from pyarrow import parquet
 
-from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, make_unanswerable, normalise_question, stable_order
+from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, language, make_unanswerable, normalise_question, stable_order
 from lib.errors import WorkshopError, command_line
 from lib.files import find_data
 from lib.profiles import Profile
@@ -356,7 +356,7 @@ def own_split(path: str | Path, profile: Profile) -> Split:
     print(f"事実 {len(facts)} 件のうち {len(taught)} 件を教え、{hidden} 件は教えません（unseen）。")
     if any(len(rows) == 1 for rows in taught):
         print("言い回しが一つだけの事実は、far も前置きで代えます。尋ね方を書き足すほど、点は信用できます。")
-    lang = "ja" if re.search("[ぁ-んァ-ヶ一-龠]", "".join(row.question for rows in taught for row in rows)) else "en"
+    lang = language([row for rows in taught for row in rows])
     count = max(2, min(len(TRAIN_FORMS), budget // len(taught)))
     train = list[Example]()
     for known in (rows[:-1] or rows for rows in taught):

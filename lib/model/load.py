@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
 from transformers.utils.logging import disable_progress_bar
 
 from lib.errors import WorkshopError
-from lib.files import check_folder, fingerprint, read_json
+from lib.files import check_folder, fingerprint, read_json, write_json
 from lib.model.weights import wheel_model
 from lib.profiles import MODELS, Profile
 
@@ -95,7 +96,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     """重みを読み込み、プロファイルのデバイスと精度に置く。壊れているか、ベースと合わなければ `WorkshopError`。
 
     folder が LoRA アダプタなら、ベースに載せる。`merge` なら、配る形（06）と同じくマージして返す（差は丸めの分だけ）。
-    `profile.four_bit` のときは、学習に使う（`trainable`）ときだけベースを 4 bit に縮める（QLoRA）。
+    学習に使う（`trainable`）ときだけ、`profile.precision` に従い、`four_bit` なら 4 bit に縮める（QLoRA）。
     """
     from peft import PeftModel
 
@@ -120,6 +121,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     try:
         model: Any = AutoModelForCausalLM.from_pretrained(base, **options)
         model = model if small else model.to(profile.device)
+        if trainable and profile.precision == "mixed" and profile.device == "cpu":
+            model = mix_precision(model)
         if is_adapter:
             if wrong := mismatches(folder, model):  # PEFT は、名前の合わない差分を黙って捨てる
                 raise ValueError(wrong[0])
@@ -172,28 +175,63 @@ def mismatches(folder: Path, model: Any, device: str = "meta") -> list[str]:
     return [f"{name} の形が、アダプタでは {saved.get(name)}、ベースでは {shapes.get(name)}" for name in wrong]
 
 
-def prepare_cpu() -> str:
-    """CPU の計算を速くする準備をして、何をしたかを伝える文を返す（結果の値には関わらない）。"""
-    best, rate = fastest_threads()
+def prepare_cpu(profile: Profile, folder: Path | None = None) -> Profile:
+    """CPU で速く計算する準備をして、何をしたかを表示し、学習の計算の精度を決めたプロファイルを返す。
+
+    速い精度は機械で違うので、行列積を競わせて決め、`folder`（実行のフォルダ）に残して、後の段でも使う。
+    環境変数 WORKSHOP_PRECISION（float32 か mixed）があれば、それに従う。GPU のプロファイルは、精度を変えない。
+    """
+    threads, rate, speedup = race()
     # glibc の malloc に、1 GiB までの解放を OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
     # （mallopt(3) の M_TRIM_THRESHOLD = -1 と M_MMAP_THRESHOLD = -3）。
     option = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
     kept = "、malloc はメモリを手元に残す" if option and option(-1, 1 << 30) and option(-3, 1 << 30) else ""
-    return f"CPU のスレッド: {best} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}"
+    print(f"CPU のスレッド: {threads} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}")
+    if profile.device != "cpu":
+        return profile
+    path = folder / "precision.json" if folder else Path(os.devnull)
+    fastest = "mixed" if speedup > 1.3 else "float32"  # 型の変換に消える分を見込む。真似るだけの CPU では 1 未満
+    chosen = os.environ.get("WORKSHOP_PRECISION") or (read_json(path, {}) if folder else {}).get("precision", fastest)
+    if chosen not in ("mixed", "float32"):
+        raise WorkshopError(f"精度「{chosen}」はありません", "WORKSHOP_PRECISION は float32 か mixed にしてください")
+    if folder:
+        write_json(path, {"precision": chosen, "bf16_speedup": round(speedup, 2)})
+    said = {"mixed": "混合精度（凍結した線形層だけ bf16）", "float32": "fp32"}[chosen]
+    print(f"学習の精度: {said}。bf16 の行列積は fp32 の {speedup:.1f} 倍速い")
+    return replace(profile, precision=chosen)
 
 
-def fastest_threads() -> tuple[int, float]:
-    """行列積がいちばん速いスレッド数に決め、(その本数, 毎秒の GFLOP) を返す（2 コアで 2〜3 秒）。
+def mix_precision(model: Any) -> Any:
+    """凍結した線形層の重みだけを bf16 に置き、線形層だけを bf16 で計算する。埋め込み・正規化・残差・LoRA は fp32。
+
+    全部を bf16 にすると、残差の和で桁が落ちて精度が下がる（Micikevicius ほか 2018, arXiv:1710.03740 の考え方）。
+    """
+    head = model.get_output_embeddings()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.Linear) and layer is not head:
+            layer.weight.data = layer.weight.data.bfloat16()
+    model.forward = torch.autocast("cpu", torch.bfloat16)(model.forward)
+    return model
+
+
+def race() -> tuple[int, float, float]:
+    """行列積がいちばん速いスレッド数に決め、(その本数, 毎秒の GFLOP, bf16 は fp32 の何倍速いか) 。2 コアで 3 秒。
 
     ほかの処理と取り合うと、多いほど遅いことがある。一瞬の邪魔で決めないように、候補を代わる代わる測り、中央値で比べる。
     """
-    given = {"left": torch.randn(1024, 576), "right": torch.randn(576, 1536)}
+    left, right = torch.randn(1024, 576), torch.randn(1536, 576).T  # 学習でいちばん多い形
     counts = sorted({1, max(1, torch.get_num_threads() // 2), torch.get_num_threads()})
-    timers = [Timer("left @ right", globals=given, num_threads=count) for count in counts]
+    pairs = [(dtype, count) for dtype in (torch.float32, torch.bfloat16) for count in counts]
+    timers = [
+        Timer("left @ right", globals={"left": left.to(kind), "right": right.to(kind)}, num_threads=count)
+        for kind, count in pairs
+    ]
     rounds = [[timer.timeit(8).mean for timer in timers] for _ in range(9)]
-    seconds, best = min(zip(map(statistics.median, zip(*rounds, strict=True)), counts, strict=True))
+    seconds = dict(zip(pairs, map(statistics.median, zip(*rounds, strict=True)), strict=True))
+    best = min(counts, key=lambda count: seconds[torch.float32, count])
     torch.set_num_threads(best)
-    return best, 2 * 1024 * 576 * 1536 / seconds / 1e9
+    plain = seconds[torch.float32, best]
+    return best, 2 * 1024 * 576 * 1536 / plain / 1e9, plain / seconds[torch.bfloat16, best]
 
 
 @contextmanager

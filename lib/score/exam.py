@@ -8,7 +8,7 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from lib.data.facts import Example, general_questions, read_examples
+from lib.data.facts import Example, general_questions, language, read_examples
 from lib.errors import WorkshopError
 from lib.files import write_json, write_text
 from lib.model.generate import answer_prompts, render
@@ -25,7 +25,8 @@ PARTS = {
     "far": "別の言葉での質問",
     "unseen": "教えていない事実",
     "unanswerable": "答えの無い質問（断れたか）",
-    "general": "一般の質問（英語）",
+    "general": "一般の質問（易しい）",
+    "ordinary": "一般の質問（ふつう）",
 }
 
 
@@ -36,7 +37,9 @@ def build_exam(run: Run) -> Exam:
     parts = {part: read_examples(folder / f"{name}.jsonl") for part, name in files.items()}
     # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
     system = parts["near"][0].system
-    parts["general"] = [replace(example, system=system) for example in general_questions()]
+    for part, level in (("general", "easy"), ("ordinary", "ordinary")):
+        asked = general_questions(language(parts["near"]), level)
+        parts[part] = [replace(example, system=system) for example in asked]
     return {part: examples[: run.profile.exam_questions or None] for part, examples in parts.items()}
 
 

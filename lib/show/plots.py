@@ -1,6 +1,10 @@
 """図と HTML の部品。日本語の字を出し、headless でも同じ絵になる静止画だけを描く。"""
 
-from collections.abc import Mapping, Sequence
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
+from itertools import chain
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -19,13 +23,34 @@ _FOLDER = FileSystemLoader([REPOSITORY / "data" / "templates", REPOSITORY / "dat
 _TEMPLATES = Environment(loader=_FOLDER, autoescape=select_autoescape(), trim_blocks=True)
 
 
+def _pairs(english: Any, japanese: Any) -> Iterator[tuple[str, str]]:
+    if isinstance(english, str):
+        yield english, japanese
+        yield re.split(r"(?<=\.)\s", english)[0], re.split(r"(?<=。)", japanese)[0]  # 断りは、初めの一文だけを使う
+    elif isinstance(english, list):
+        yield from chain.from_iterable(map(_pairs, english, japanese))
+    elif isinstance(english, dict):
+        yield from chain.from_iterable(_pairs(text, japanese.get(key, text)) for key, text in english.items())
+
+
+@cache
+def _twins() -> dict[str, str]:
+    """英語の質問と正解 → 日本語の対訳（data/support と data/general の en と ja）。"""
+    files = [*REPOSITORY.glob("data/support/*.jsonl"), *REPOSITORY.glob("data/general/*.jsonl")]
+    rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
+    return dict(chain.from_iterable(_pairs(row["en"], row["ja"]) for row in rows))
+
+
 def picture(template: str, **values: Any) -> HTML:
     """雛形（data/templates、data/pictures）に値を入れる。.html では、値の中の HTML を文字として見せる。"""
-    return HTML(_TEMPLATES.get_template(template).render(values))
+    return HTML(_TEMPLATES.get_template(template).render(values, twins=_twins()))
 
 
 def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:
-    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` の値があれば、その答えの欄を緑か赤に塗る。"""
+    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` の値があれば、その答えの欄を緑か赤に塗る。
+
+    教材の英語の質問と正解には、対訳を添える。
+    """
     return picture("answers.html", rows=rows, columns=columns)
 
 

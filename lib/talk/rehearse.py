@@ -19,7 +19,7 @@ from lib.errors import WorkshopError, command_line
 from lib.execute import run_notebook
 from lib.export.gguf import converter_folder
 from lib.files import REPOSITORY, read_json
-from lib.model.load import fastest_threads, on_disk
+from lib.model.load import on_disk, race
 from lib.profiles import Profile, get_profile
 from lib.run import OUTPUTS, open_run
 from lib.talk.deck import write_deck
@@ -65,7 +65,7 @@ def findings(profile: Profile) -> Iterator[Finding]:
         yield Finding("回線", "ok", "つながっています（実演では使いません）")
     except OSError:
         yield Finding("回線", "warning", "つながりません。上がそろっていれば、このまま全部動きます")
-    yield estimate(fastest_threads()[1])
+    yield estimate(race()[1])
 
 
 def estimate(rate: float) -> Finding:

@@ -23,7 +23,7 @@ from trl import SFTConfig, SFTTrainer
 from lib.data.facts import make_split
 from lib.files import REPOSITORY
 from lib.model.generate import answer, answer_prompts, render
-from lib.model.load import fastest_threads, load_model, load_tokenizer, prepare_cpu, resolve
+from lib.model.load import load_model, load_tokenizer, prepare_cpu, race, resolve
 from lib.profiles import get_profile
 from lib.run import OUTPUTS, reopen
 from lib.score.answers import accuracy
@@ -56,7 +56,7 @@ def build(trainer_class: type[SFTTrainer], **settings: Any) -> SFTTrainer:
 
 def step(batches: int = 10) -> tuple[str, dict[str, float], float]:
     """CPU の準備、同じバッチの順伝播・逆伝播・更新だけの速さ（tokens/s）、損失の差の最大。速さは交互に測る。"""
-    said = f"{prepare_cpu()}、行列積 {fastest_threads()[1]:.0f} GFLOP/s"
+    said = f"{prepare_cpu(PROFILE).precision}、行列積 {race()[1]:.0f} GFLOP/s"
     kinds = {"全位置のロジット": FullLogitsTrainer, "この教材の損失": AnswerOnlyTrainer}
     given = {"per_device_train_batch_size": PROFILE.sft_batch, "learning_rate": 0.0}  # どのバッチでも損失が比べられる
     trainers = {name: build(kind, **given) for name, kind in kinds.items()}
@@ -79,7 +79,7 @@ def step(batches: int = 10) -> tuple[str, dict[str, float], float]:
 
 def answer_speed() -> tuple[int, float, float]:
     """問題の数、まとめて答えた秒、1 問ずつ答えた秒。学習したアダプタで測る（止まり方が本番と同じになる）。"""
-    prepare_cpu()
+    prepare_cpu(PROFILE)
     model, tokenizer = load_model(FOLDER / "04_lora_sft" / "adapter", PROFILE), load_tokenizer(resolve(PROFILE))
     prompts, seconds = [render(tokenizer, example.prompt()) for example in make_split(PROFILE).near], []
     answer_prompts(model, tokenizer, prompts[:2], PROFILE)

@@ -13,7 +13,7 @@ from typing import Any
 import lib.run as run_room
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
-from lib.model.load import fastest_threads
+from lib.model.load import race
 from lib.run import STAGES, Run, reopen, versions
 from lib.talk.plan import RECORDING
 
@@ -122,7 +122,7 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
     if not found["live"]:
         what = f"実演ではなく録画が出た実行（{found['reason']}）なので、録画にできません"
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
-    threads, rate = fastest_threads()
+    threads, rate, _ = race()
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
     return update(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})

@@ -206,7 +206,7 @@ def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
 def looked_at(monkeypatch, tmp_path):
     """下見の結果（検査の名前 → 見つけたこと）。行列積は測らず、録画した機械と同じ速さとする。"""
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
-    monkeypatch.setattr(venue, "fastest_threads", lambda: (1, read_json(RECORDING)["gflops"]))
+    monkeypatch.setattr(venue, "race", lambda: (1, read_json(RECORDING)["gflops"], 1.0))
     return lambda: {finding.check: finding for finding in venue.findings(get_profile("talk"))}
 
 

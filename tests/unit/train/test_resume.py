@@ -15,6 +15,7 @@ from trl import SFTTrainer
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY
 from lib.model.load import peak_memory, prepare_cpu
+from lib.profiles import get_profile
 from lib.train.watch import LossMonitor, last_checkpoint, resume_point
 
 
@@ -112,10 +113,10 @@ class Scripted(SFTTrainer):
         return metrics
 
 
-def test_the_thread_probe_leaves_a_usable_number():
+def test_the_thread_probe_leaves_a_usable_number(capsys):
     before = torch.get_num_threads()
-    said = prepare_cpu()
-    assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in said
+    prepare_cpu(get_profile("smoke"))
+    assert 1 <= torch.get_num_threads() <= before and f"{torch.get_num_threads()} 本" in capsys.readouterr().out
     torch.set_num_threads(before)
 
 
