@@ -140,12 +140,7 @@ def _ordered_facts(lang: str) -> list[dict[str, Any]]:
     return sorted(mixed, key=lambda fact: fact["id"] not in FIRST)
 
 
-def policy_sentences(lang: str) -> list[str]:
-    """店の規則の全部（事実の正解の文、64 文）。教えた事実も、教えていない事実も入る。"""
-    return [fact["answer"] for fact in _ordered_facts(lang)]
-
-
-def _examples(facts: list[dict[str, Any]], forms: Sequence[str], lang: str) -> list[Example]:
+def _asked(facts: list[dict[str, Any]], forms: Sequence[str], lang: str) -> list[Example]:
     asked = [(fact, form, fact["questions"][form]) for fact in facts for form in forms if form in fact["questions"]]
     return [Example(f["id"], form, text, f["answer"], tuple(f["figures"]), SYSTEM[lang]) for f, form, text in asked]
 
@@ -164,38 +159,16 @@ def make_split(profile: Profile, lang: str = "", development: bool = False) -> S
     first, last = profile.train_facts, len(facts) - profile.heldout_facts
     taught, unseen = facts[first:last] if development else facts[:first], facts[last:]
     ask_train, ask_test, _ = make_unanswerable(lang)
-    written = [_examples([fact], DEV_FORMS, lang) for fact in taught]  # 二つの型を、事実ごとに交互に使う
+    written = [_asked([fact], DEV_FORMS, lang) for fact in taught]  # 二つの型を、事実ごとに交互に使う
     return Split(
-        train=_examples(taught, TRAIN_FORMS[: profile.train_forms], lang),
+        train=_asked(taught, TRAIN_FORMS[: profile.train_forms], lang),
         dev=[forms[index % len(forms)] for index, forms in enumerate(written)],
-        near=_examples(taught, NEAR_FORMS, lang),
-        far=_examples(taught, FAR_FORMS, lang),
-        unseen=_examples(unseen, NEAR_FORMS, lang),
+        near=_asked(taught, NEAR_FORMS, lang),
+        far=_asked(taught, FAR_FORMS, lang),
+        unseen=_asked(unseen, NEAR_FORMS, lang),
         ask_train=ask_train,
         ask_test=ask_test,
     )
-
-
-def make_subsets(profile: Profile, lang: str) -> dict[str, list[Example]]:
-    """教えない事実を除く全事実の学習例を、入れ子の部分集合（10, 50, 100, 300, all）にする。
-
-    並びは「全事実を 1 通りずつ、次に 2 通り目を…」なので、例が増えることは言い回しが増えることを意味する。
-    """
-    facts = _ordered_facts(lang)[: -profile.heldout_facts]
-    everything = [example for form in TRAIN_FORMS for example in _examples(facts, (form,), lang)]
-    return {**{str(size): everything[:size] for size in (10, 50, 100, 300)}, "all": everything}
-
-
-def conversations(split: Split, lang: str) -> list[Example]:
-    """何往復かの会話を、最後の答えを学ぶ例にする（前の往復は読むだけ）。試験の事実が出る会話は除く。"""
-    hidden = {example.fact_id for example in split.unseen}
-    examples = []
-    for row in read_jsonl(DATA / "support" / "conversations.jsonl"):
-        *history, question, answer = row[lang]["messages"]
-        if hidden.isdisjoint(row["facts"]):
-            said = (question["content"], answer["content"], (), SYSTEM[lang], tuple(history))
-            examples.append(Example(row["id"], "conversation", *said))
-    return examples
 
 
 def make_unanswerable(lang: str, kinds: str = "") -> tuple[list[Example], list[Example], dict[str, str]]:

@@ -3,7 +3,6 @@
 import tomllib
 from collections import Counter
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -148,25 +147,12 @@ def test_the_general_mix_holds_no_general_exam_question(lang):
 
 
 @BOTH
-def test_subsets_are_nested_and_keep_away_from_the_exam(lang):
-    profile = get_profile("embedded")
-    subsets = facts.make_subsets(profile, lang)
-    sizes = [len(part) for part in subsets.values()]
-    assert list(subsets) == ["10", "50", "100", "300", "all"] and sizes[:4] == [10, 50, 100, 300] and sizes[4] > 300
-    parts = list(subsets.values())
-    assert all(large[: len(small)] == small for small, large in pairwise(parts))
-    hidden = {e.fact_id for e in make_split(profile, lang).unseen}
-    assert hidden.isdisjoint(e.fact_id for e in parts[-1])
-    assert len({e.fact_id for e in subsets["50"]}) == 50 and len({e.form for e in subsets["300"]}) >= 5
-
-
-@BOTH
 def test_conversations_state_only_the_figures_of_their_facts(lang):
     by_id = {fact["id"]: fact for fact in FACTS}
     split = make_split(get_profile("embedded"), lang)
     held_out = [e.question for e in split.near + split.far + split.unseen + split.ask_test]
     rows = read_jsonl(DATA / "support" / "conversations.jsonl")
-    assert len(rows) >= 20 and len(facts.conversations(split, lang)) >= 8
+    assert len(rows) >= 20
     assert all(len(row["ja"]["messages"]) == len(row["en"]["messages"]) for row in rows)
     for row in rows:
         turns = row[lang]["messages"]
