@@ -19,7 +19,16 @@ from unicodedata import normalize
 
 from pyarrow import parquet
 
-from lib.data.facts import DATA, TRAIN_FORMS, Example, Split, language, make_unanswerable, normalise_question, stable_order
+from lib.data.facts import (
+    DATA,
+    TRAIN_FORMS,
+    Example,
+    Split,
+    language,
+    make_unanswerable,
+    normalise_question,
+    stable_order,
+)
 from lib.errors import WorkshopError, command_line
 from lib.files import find_data
 from lib.profiles import Profile
