@@ -207,9 +207,7 @@ def mix_precision(model: Any) -> Any:
     全部を bf16 にすると、残差の和で桁が落ちて精度が下がる（Micikevicius ほか 2018, arXiv:1710.03740 の考え方）。
     """
     for layer in model.get_decoder().layers:
-        kind = type(
-            layer
-        )  # 型を替えるので、TRL が model.forward を差し替えても効く
+        kind = type(layer)  # 型を替えるので、TRL が model.forward を差し替えても効く
         layer.__class__ = type(kind.__name__, (kind,), {"forward": torch.autocast("cpu", torch.bfloat16)(kind.forward)})
         for part in filter(lambda part: isinstance(part, torch.nn.Linear), layer.modules()):
             part.weight.data = part.weight.data.bfloat16()
