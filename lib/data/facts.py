@@ -149,7 +149,7 @@ def make_split(profile: Profile, lang: str = "", development: bool = False) -> S
     """プロファイルの件数で分ける（lang を省くとプロファイルの言語）。事実が足りなければ `WorkshopError`。
 
     教えない事実は並びの末尾から取るので、学習の件数を変えても変わらない。`development` なら、どちらにも使わない残りの
-    事実（開発用の事実）を教える分け方。設定は、これで学習して選び、評価用の問題は一度しか解かせない。
+    事実（設定を選ぶための事実）を教える分け方。設定は、これで学習して選び、評価用の問題は一度しか解かせない。
     """
     lang = lang or profile.lang
     facts = _ordered_facts(lang)
