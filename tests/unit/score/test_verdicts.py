@@ -114,7 +114,8 @@ def test_facts_are_the_unit_and_pairs_are_kept():
     assert mixed.groups == [[1, 1]] * 4 + [[0, 0]] * 4 and mixed.interval().high > mixed.interval().value
     back = difference(list(reversed(AFTER)), BEFORE, "near")  # 行の順は問わない
     assert sum(map(sum, back.groups)) == -24
-    assert len({e.fact_id for e in general_questions()}) == len(general_questions()), "一般の質問は、一問が一つの単位"
+    general = general_questions("en")
+    assert len({e.fact_id for e in general}) == len(general), "一般の質問は、一問が一つの単位"
 
 
 def test_the_models_of_a_run_are_judged_in_order_on_three_parts():
