@@ -14,6 +14,8 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
+from rapidfuzz import fuzz, process
+
 from lib.errors import WorkshopError
 from lib.files import REPOSITORY, read_json, write_text
 from lib.profiles import Profile
@@ -188,21 +190,13 @@ def normalise_question(text: str) -> str:
     return re.sub(r"[\W_]+", "", unicodedata.normalize("NFKC", text).lower())
 
 
-def _trigrams(text: str) -> set[str]:
-    text = normalise_question(text)
-    return {text[i : i + 3] for i in range(max(1, len(text) - 2))}
-
-
-def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.65) -> list[tuple[str, str, float]]:
+def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.9) -> list[tuple[str, str, float]]:
     """試験の質問に、文字で見てほぼ同じ学習の質問を探す: (試験, 学習, 似かた 0–1) の列。空ならデータリークなし。
 
-    文字 3-gram の Jaccard 係数が threshold 以上なら「ほぼ同じ」。0.65 は、みなも堂の丁寧な 64 問の 1 字を替えた文の
-    8 割を捕まえ、意図して作った別の文型（最大 0.615）には掛からない値。
+    似かたは rapidfuzz の `fuzz.ratio`（消す字と足す字の少なさ）。0.9 は、みなも堂の丁寧な質問（日英 128 問）の 1 字を
+    替えた文と語尾を替えた文を全部捕まえ（最小 0.92）、意図して作った別の文型（最大 0.889）には掛からない値。
     """
-    seen, leaks = [(_trigrams(text), text) for text in train], []
-    for question in test:
-        grams = _trigrams(question)
-        near, text = max(((len(grams & other) / len(grams | other), text) for other, text in seen), default=(0.0, ""))
-        if near >= threshold:
-            leaks.append((question, text, near))
-    return leaks
+    known = [normalise_question(text) for text in train]
+    best = {"choices": known, "scorer": fuzz.ratio, "score_cutoff": 100 * threshold}
+    found = [(text, process.extractOne(normalise_question(text), **best)) for text in test]
+    return [(text, train[hit[2]], hit[1] / 100) for text, hit in found if hit]

@@ -94,8 +94,9 @@ def test_no_leak_between_training_and_every_held_out_question(lang):
     trained = [e.question for e in split.train + split.dev + split.ask_train] + prompts
     held_out = split.near + split.far + split.unseen + split.ask_test
     assert find_leaks(trained, [e.question for e in held_out]) == []
-    planted = [trained[0][:-1] + end for end in ("", "?", "ね。")]  # 句点や語尾を替えただけの質問は見つける
-    assert len(find_leaks(trained, planted)) == 3
+    polite = [e.question[:-1] for e in split.train if e.form == "polite"]  # 句点や語尾を替えただけの質問は見つける
+    planted = [question + end for question in polite for end in ("", "?", "ね。")]
+    assert [copy for copy, _, _ in find_leaks(trained, planted)] == planted
 
 
 @BOTH

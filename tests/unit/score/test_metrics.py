@@ -4,12 +4,14 @@ import math
 from collections import Counter
 
 import pytest
+from conftest import from_notebook
 
 from lib.data.facts import DATA, Example, read_jsonl
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
-from lib.score.japanese import Style, shares, style
+from lib.score.japanese import Style, style
 from lib.text.words import morphemes, sentences, words
 
+shares = from_notebook("07_evaluation", "shares").shares
 FEE = Example("f", "polite", "送料は？", "送料は690円です。", ("690円",))
 
 
