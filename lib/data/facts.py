@@ -196,7 +196,6 @@ def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.9
     似かたは rapidfuzz の `fuzz.ratio`（消す字と足す字の少なさ）。0.9 は、みなも堂の丁寧な質問（日英 128 問）の 1 字を
     替えた文と語尾を替えた文を全部捕まえ（最小 0.92）、意図して作った別の文型（最大 0.889）には掛からない値。
     """
-    known = [normalise_question(text) for text in train]
-    best = {"choices": known, "scorer": fuzz.ratio, "score_cutoff": 100 * threshold}
-    found = [(text, process.extractOne(normalise_question(text), **best)) for text in test]
-    return [(text, train[hit[2]], hit[1] / 100) for text, hit in found if hit]
+    known, asked = ([normalise_question(text) for text in part] for part in (train, test))
+    best = [process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=100 * threshold) for text in asked]
+    return [(text, train[hit[2]], hit[1] / 100) for text, hit in zip(test, best, strict=True) if hit]
