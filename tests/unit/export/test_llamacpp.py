@@ -19,7 +19,7 @@ from lib.export.serve import serve
 from lib.files import REPOSITORY
 from lib.profiles import get_profile
 
-NAMES = ("read", "choices", "Difference", "differences", "divergence", "run_go", "measure")  # run_go は、import のため
+NAMES = ("read", "choices", "Difference", "differences", "divergence", "run_go", "measure", "MEASURE")
 READ = from_notebook("06_merge_to_gguf", "GO", *NAMES, torch=torch)
 MESSAGES = [{"role": "user", "content": "こんにちは"}]
 NEXT = {1: 2, 2: 3, 3: 4, 4: 0, 0: 1}
