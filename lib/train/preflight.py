@@ -1,4 +1,4 @@
-"""04〜06 が呼ぶ、学習・マージ・変換の前の検査。致命的な問題があれば止める。`require(before_training(…))`"""
+"""04〜06 が呼ぶ、学習とマージの前の検査。致命的な問題があれば止める。`require(before_training(…))`"""
 
 import tomllib
 from collections import namedtuple
@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
 
 from lib.data.facts import find_leaks
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, check_folder, read_json
+from lib.files import REPOSITORY
 from lib.model.generate import render
 from lib.model.load import mismatches
 from lib.train.watch import LossMonitor
@@ -59,20 +58,6 @@ def before_training(trainer: Any, rows: Sequence[dict[str, Any]], exam: Sequence
 def before_merge(model: Any, adapter: Path) -> list[Finding]:
     """アダプタを載せたモデルを、マージする前に調べる。"""
     return [adapter_shape(adapter, model.get_base_model()), tied_embeddings(model), quantized(model)]
-
-
-def before_conversion(folder: Path, tokenizer: Any) -> list[Finding]:
-    """マージ済みの重みのフォルダを、GGUF に変換する前に調べる（重みは読まず、見出しだけを見る）。"""
-    rows = 0
-    for path in folder.glob("*.safetensors"):
-        with safe_open(path, "pt") as tensors:
-            names = [name for name in tensors.keys() if name.endswith("embed_tokens.weight")]  # noqa: SIM118
-            rows += sum(tensors.get_slice(name).get_shape()[0] for name in names)
-    if recorded := (folder / "manifest.json").exists():
-        check_folder(folder)  # 保存したあとで書き換えられていれば、ここで止まる
-    said = "保存したときのまま" if recorded else "記録（manifest.json）がありません"
-    kept = judge("ファイルの記録", said, not recorded, level="warning")
-    return [kept, vocabulary(rows, read_json(folder / "config.json")["vocab_size"], tokenizer)]
 
 
 def adapter_shape(adapter: Path, base: Any) -> Finding:

@@ -5,8 +5,8 @@ import math
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import asdict, is_dataclass
 from pathlib import Path
+from pprint import pformat
 from typing import Any
 
 from IPython.display import DisplayHandle
@@ -34,10 +34,10 @@ def last_checkpoint(folder: Path) -> str | None:
 def resume_point(folder: Path, *inputs: Any) -> str | None:
     """同じ設定とデータで途中まで進んだ学習（`folder` は output_dir）の、続きの場所。無ければ None（最初から学習する）。
 
-    設定の辞書や例の列など、結果を左右するもの（`inputs`）を `folder/inputs.json` に書き、違えば途中の状態を消す。
+    設定の辞書や例の列など、結果を左右するもの（`inputs`）を `folder/inputs.txt` に書き、違えば途中の状態を消す。
     """
-    record, found = folder / "inputs.json", last_checkpoint(folder)
-    text = json.dumps(inputs, ensure_ascii=False, sort_keys=True, default=_plain)
+    record, found = folder / "inputs.txt", last_checkpoint(folder)
+    text = pformat(inputs, width=1)  # 一行に一つずつ書くと、辞書も集合も、いつも同じ順になる
     if found and record.exists() and record.read_text(encoding="utf-8") == text:
         print(f"途中で止まっていた学習を、{Path(found).name} から続けます。")
         return found
@@ -48,13 +48,8 @@ def resume_point(folder: Path, *inputs: Any) -> str | None:
     return None
 
 
-def _plain(value: Any) -> Any:
-    """JSON にならない値を、実行のたびに変わらない形にする（集合の並びは毎回違う）。"""
-    return sorted(value) if isinstance(value, set) else asdict(value) if is_dataclass(value) else str(value)  # type: ignore[arg-type]
-
-
 class LossMonitor(TrainerCallback):
-    """損失を `history`（`{"step": …, "loss": …}` の列）に記録し、壊れた損失（NaN・無限大）で止める。
+    """損失の記録を `history`（`{"step": …, "loss": …}` の列）に写し、壊れた損失（NaN・無限大）で止める。
 
     `draw` に記録から図を作る関数を渡すと、学習中に同じ場所で描き替える。学習の設定には触れない。
     """
@@ -65,19 +60,16 @@ class LossMonitor(TrainerCallback):
         self._display = DisplayHandle()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """途中から続けるときは、それまでの記録を引き継ぐ。"""
-        self.history = [row for row in state.log_history if "loss" in row or "eval_loss" in row]
+        """図を描く場所を作る。"""
         if self.draw:
             self._display.display("（記録を待っています）")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """記録を写し、損失が有限でなければ `WorkshopError` で止める。"""
-        if not logs or not {"loss", "eval_loss"} & set(logs):
-            return
-        self.history.append({"step": state.global_step, **{k: float(v) for k, v in logs.items()}})
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+        """記録（途中から続けたときは、それまでの分も）を写し、損失が有限でなければ `WorkshopError` で止める。"""
+        self.history = [row for row in state.log_history if "loss" in row or "eval_loss" in row]
         if self.draw and (len(self.history) % 8 == 2 or state.global_step == state.max_steps):
             self._display.update(self.draw(self.history))
-        if not math.isfinite(float(logs.get("loss", 0.0))):
+        if not math.isfinite(logs.get("loss", 0.0)):
             kept = last_checkpoint(Path(args.output_dir)) or "残っていません"
             what = f"損失が {logs['loss']} になったので止めました（壊れる前の状態は {kept}）"
             remedy = "学習率が高すぎることがほとんどなので、10 分の 1 にして試してください"

@@ -23,6 +23,7 @@ from lib.train.preflight import Finding, collated, require, supervision
 from lib.train.trainers import AnswerOnlyTrainer
 from lib.train.watch import LossMonitor
 
+before_conversion = from_notebook("06_merge_to_gguf", "before_conversion").before_conversion
 PROFILE = get_profile("embedded")
 SYSTEM = {"role": "system", "content": "店の窓口です。"}
 
@@ -115,7 +116,7 @@ def deeper(tensors):
 def saved(tiny, folder, vocab_size):
     shutil.copytree(tiny.folder, folder, dirs_exist_ok=True)
     write_json(folder / "config.json", {**read_json(folder / "config.json"), "vocab_size": vocab_size})
-    return check.before_conversion(folder, tiny.tokenizer)[1]
+    return before_conversion(folder, tiny.tokenizer)[1]
 
 
 def supervised(trainer, name, **changes):
@@ -218,12 +219,12 @@ def test_each_check_trips_on_the_bad_case_and_not_on_the_good_one(tiny, trainer,
 def test_an_edited_artefact_stops_and_an_unrecorded_one_is_told(tiny, tmp_path):
     with open_run("smoke", "m", outputs=tmp_path).making(tmp_path / "merged") as work:
         shutil.copytree(tiny.folder, work, dirs_exist_ok=True)
-    assert set(levels(check.before_conversion(tmp_path / "merged", tiny.tokenizer)).values()) == {"ok"}
+    assert set(levels(before_conversion(tmp_path / "merged", tiny.tokenizer)).values()) == {"ok"}
     (tmp_path / "merged" / "tokenizer_config.json").write_text("{}")
     with one_sentence("壊れて"):
-        check.before_conversion(tmp_path / "merged", tiny.tokenizer)
+        before_conversion(tmp_path / "merged", tiny.tokenizer)
     (tmp_path / "merged" / "manifest.json").unlink()
-    assert check.before_conversion(tmp_path / "merged", tiny.tokenizer)[0].level == "warning"
+    assert before_conversion(tmp_path / "merged", tiny.tokenizer)[0].level == "warning"
 
 
 def test_bf16_on_a_card_without_it_is_fatal(monkeypatch):

@@ -74,7 +74,7 @@ def test_changed_settings_or_data_never_continue_the_old_training(tmp_path, caps
     assert resume_point(tmp_path, {**settings, "lr": 2e-3}, ["a"]) is None and last_checkpoint(tmp_path) is None
     assert "変わった" in capsys.readouterr().out
     stop_at(tmp_path, 4)
-    (tmp_path / "inputs.json").unlink()  # いつの設定か分からないチェックポイントは使わない
+    (tmp_path / "inputs.txt").unlink()  # いつの設定か分からないチェックポイントは使わない
     assert resume_point(tmp_path, settings, ["a"]) is None and last_checkpoint(tmp_path) is None
 
 
