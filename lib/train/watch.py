@@ -64,7 +64,7 @@ class LossMonitor(TrainerCallback):
         if self.draw:
             self._display.display("（記録を待っています）")
 
-    def on_log(self, args: Any, state: Any, control: Any, logs: Any, **kwargs: Any) -> None:
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """記録（途中から続けたときは、それまでの分も）を写し、損失が有限でなければ `WorkshopError` で止める。"""
         self.history = [row for row in state.log_history if "loss" in row or "eval_loss" in row]
         if self.draw and (len(self.history) % 8 == 2 or state.global_step == state.max_steps):
