@@ -18,6 +18,8 @@ import pytest
 # 使う人の outputs/ には何も残さない。make compare（RUN を渡す）だけが、そこを読む。
 if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
+# どの機械でも同じ精度で比べる（機械が決めるところは test_precision が確かめる）。
+os.environ.setdefault("WORKSHOP_PRECISION", "float32")
 
 from lib.data.facts import DATA
 from lib.errors import WorkshopError

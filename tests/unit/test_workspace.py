@@ -20,7 +20,7 @@ from lib import execute
 from lib.files import REPOSITORY, read_json, write_json, write_text
 from lib.model.load import load_model, load_tokenizer, resolve
 from lib.profiles import PROFILES, get_profile
-from lib.run import key_of, measured, open_run
+from lib.run import key_of, measured, open_run, reopen
 
 EMBEDDED = get_profile("embedded")
 
@@ -65,6 +65,28 @@ def test_a_folder_of_another_profile_or_seed_is_refused_untouched(tmp_path):
             open_run(profile, "mine", seed, tmp_path)
     assert (run.folder / "run.json").read_bytes() == before
     assert open_run("smoke", "mine", 0, tmp_path) == run
+
+
+def test_a_run_remembers_its_language_and_mix_and_refuses_others(tmp_path):
+    run = open_run("smoke", "", outputs=tmp_path, lang="ja", mix=0)
+    assert (run.folder.name, run.profile.lang, run.profile.mix) == ("smoke-lang-ja-mix-0", "ja", 0)
+    again = open_run("smoke", run.folder.name, outputs=tmp_path, lang="")
+    assert again == run and reopen(run.folder.name, tmp_path) == run
+    with one_sentence("別の設定", "RUN に別の名前"):
+        open_run("smoke", run.folder.name, outputs=tmp_path, lang="en")
+    for wrong in ({"lang": "fr"}, {"mix": 1.0}, {"mix": -0.1}):
+        with one_sentence("DATA_LANG は ja か en"):
+            open_run("smoke", "wrong", outputs=tmp_path, **wrong)
+    assert not (tmp_path / "wrong").exists()
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_own_data_in_japanese_gets_a_model_that_reads_it(monkeypatch, capsys, accepted):
+    monkeypatch.setenv("WORKSHOP_ACCEPT_GEMMA_TERMS", "yes" if accepted else "")
+    assert execute._fitting("embedded", "school") == ("embedded-ja" if accepted else "embedded")
+    assert "embedded-ja" in capsys.readouterr().out
+    assert execute._fitting("embedded", "") == "embedded" and execute._fitting("embedded-ja", "school") == "embedded-ja"
+    assert capsys.readouterr().out == ""
 
 
 def test_writing_never_leaves_half_a_file(tmp_path, monkeypatch):
