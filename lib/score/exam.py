@@ -115,7 +115,7 @@ def difference(before: Rows, after: Rows, part: str) -> Change:
     groups: dict[str, list[int]] = {}
     for question, row in old.items():
         groups.setdefault(row["fact"], []).append(int(new[question]["correct"]) - int(row["correct"]))
-    return Change(list(groups.values()), "問" if part == "general" else "事実")
+    return Change(list(groups.values()), "問" if part in ("general", "ordinary") else "事実")
 
 
 def sign_flip(groups: Sequence[Sequence[int]]) -> float:
