@@ -93,7 +93,7 @@ class Change:
         """正答率の差と、その大きさの 95% 区間。事実を単位に再標本化する（Efron & Tibshirani 1993、13 章）。"""
         generator = random.Random(0)  # 報告のたびに区間が揺れないよう固定する
         draws = [self.groups, *(generator.choices(self.groups, k=len(self.groups)) for _ in range(rounds))]
-        value, *means = (sum(map(sum, drawn)) / sum(map(len, drawn)) for drawn in draws)
+        value, *means = (sum(map(sum, drawn)) / (sum(map(len, drawn)) or math.nan) for drawn in draws)
         means.sort()
         return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
 

@@ -9,7 +9,6 @@ from conftest import from_notebook, one_sentence, python
 
 from lib.files import REPOSITORY
 from lib.score.answers import wilson
-from lib.score.japanese import shares
 from lib.text import words
 
 
@@ -22,7 +21,7 @@ def test_a_metric_of_no_answers_is_nan_under_the_same_names():
     ):
         assert full.keys() == empty.keys() and all(map(math.isnan, empty.values()))
         assert not any(map(math.isnan, full.values()))
-    assert math.isnan(wilson(0, 0).value) and set(shares([]).values()) == {0}
+    assert math.isnan(wilson(0, 0).value) and set(from_notebook("07_evaluation", "shares").shares([]).values()) == {0}
 
 
 def test_a_dictionary_without_its_data_does_not_hide_the_right_one(tmp_path):
