@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qw
 
 from lib.files import REPOSITORY
 from lib.profiles import get_profile
+from lib.train import trainers
 from lib.train.trainers import AnswerOnlyTrainer, pack
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2,
@@ -43,9 +44,11 @@ def batch_of(rows):
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
 
+@pytest.mark.parametrize("longest", [0, 512])
 @pytest.mark.parametrize("rows", BATCHES.values(), ids=BATCHES)
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-def test_the_loss_and_its_gradients_are_those_of_transformers(config, rows):
+def test_the_loss_and_its_gradients_are_those_of_transformers(monkeypatch, config, rows, longest):
+    monkeypatch.setattr(trainers, "LONGEST_LINE", longest)  # 0 なら、どのバッチも「長い」
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config)
     trainer = AnswerOnlyTrainer.__new__(AnswerOnlyTrainer)
