@@ -13,7 +13,6 @@ from trl import DPOTrainer, SFTTrainer
 from lib.errors import WorkshopError
 from lib.model.generate import render
 
-
 LONGEST_LINE = 512  # トークン。先頭を共有しない 8 行では、512 で 1.7 倍、1,024 で 4.6 倍遅くなった（1 コアで実測）
 
 
@@ -47,7 +46,7 @@ def answer_logits(model: Any, config: Any, ids: Tensor, attention: Tensor, label
     """
     counted = labels[:, 1:] != -100
     window = getattr(config, "sliding_window", None)
-    # 一列に並べるとマスクが長さの 2 乗になる。長いバッチと、マスクを渡すと効かなくなる窓つきの注意では、並べずに計算する
+    # 一列のマスクは長さの 2 乗になる。長いバッチと、マスクを渡すと効かなくなる窓つきの注意では、並べずに計算する
     if attention.sum() > LONGEST_LINE or (window and ids.shape[1] > window):
         columns = counted.any(0).nonzero().flatten()
         output = model(input_ids=ids, attention_mask=attention, use_cache=False, logits_to_keep=columns)
