@@ -49,10 +49,15 @@ class Run:
     data: str = BUILT_IN  # データの場所（作り付けなら "support"）
 
     def __str__(self) -> str:
-        """準備のセルが出す二行: 版と、出力先・モデル・デバイス。"""
+        """準備のセルが出す文: 版と、出力先・モデル・言語・デバイス。使っていない GPU があれば、使うプロファイルも。"""
         numbers = "  ".join(f"{name} {number}" for name, number in list(versions().items())[:5])
         place = f"出力先: {self.folder}   モデル: {self.profile.model}"
-        return f"{numbers}\n{place}   デバイス: {self.profile.device} / {self.profile.dtype}"
+        mac = platform.system() == "Darwin" and platform.machine() == "arm64"
+        colab = os.environ.get("COLAB_GPU", "0") not in ("", "0")
+        gpu = "mac" if mac else "colab" if colab else "cuda" if shutil.which("nvidia-smi") else ""
+        better = f'\nこの機械の GPU を使うなら PROFILE = "{gpu}"（日本語を読むモデルと、日本語のデータ）'
+        place += f"   データ: {self.profile.lang}   デバイス: {self.profile.device} / {self.profile.dtype}"
+        return f"{numbers}\n{place}{better if gpu and self.profile.device == 'cpu' else ''}"
 
     @property
     def stages(self) -> tuple[str, ...]:
