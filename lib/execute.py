@@ -83,16 +83,15 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
             options |= {"start_timeout": 180, "execution_timeout": timeout}  # 混んだ機械は、既定の 60 秒で起動しない
             papermill.execute_notebook(source, target, parameters, **options)
     except PapermillExecutionError as error:
-        said = scrub(str(error.evalue))
-        told = f"実行の写し {target} で前後が読めます"
+        said, told = scrub(str(error.evalue)), f"実行の写し {target} で前後が読めます"
         if error.ename == "WorkshopError":
             raise WorkshopError(said.rstrip("。"), told) from None
         where = f"{source.stem} のセル {error.cell_index + 1}"
         raise WorkshopError(f"{error.ename}: {said[:300]}", told, where) from None
     except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
         started = sum(bool(cell["metadata"]["papermill"]["start_time"]) for cell in read_json(target)["cells"])
-        where = f"{source.stem} のセル {started}"
-        raise WorkshopError(f"セルが {timeout} 秒たっても終わりません", remedy, where) from None
+        late = f"セルが {timeout} 秒たっても終わりません"
+        raise WorkshopError(late, remedy, f"{source.stem} のセル {started}") from None
     except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
         raise WorkshopError(f"ノートブックを動かすカーネルが止まりました: {error}", remedy, source.stem) from None
     finally:

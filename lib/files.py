@@ -74,9 +74,8 @@ def fingerprint(folder: Path) -> str:
     """重みの指紋。全部は読まず、各 safetensors の大きさと、始めと終わりの 1 MiB から求める。"""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
-        size = path.stat().st_size
         with path.open("rb") as stream:
-            digest.update(f"{path.name} {size}\n".encode() + stream.read(1 << 20))
+            digest.update(f"{path.name} {(size := path.stat().st_size)}\n".encode() + stream.read(1 << 20))
             stream.seek(max(0, size - (1 << 20)))
             digest.update(stream.read())
     return digest.hexdigest()

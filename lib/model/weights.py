@@ -63,8 +63,8 @@ def _convert(name: str, pad: str, gguf: Path, target: Path) -> None:
         parts = [Digits(individual_digits=True), ByteLevel(add_prefix_space=False)]
         tokenizer.backend_tokenizer.pre_tokenizer = Sequence(parts)
     else:  # ベースモデルに対話の型を与え、発話の終わりを EOS にする
-        template = REPOSITORY / "data" / "templates" / "gemma_chat.jinja"
-        tokenizer.chat_template, tokenizer.eos_token = template.read_text(encoding="utf-8"), "<end_of_turn>"
+        tokenizer.chat_template = (REPOSITORY / "data/templates/gemma_chat.jinja").read_text(encoding="utf-8")
+        tokenizer.eos_token = "<end_of_turn>"
     for config in (model.config, model.generation_config):
         for special in ("bos_token_id", "eos_token_id", "pad_token_id"):
             setattr(config, special, getattr(tokenizer, special))

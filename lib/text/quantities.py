@@ -297,11 +297,8 @@ def states(answer: str, expected: str) -> bool:
 def unexpected(answer: str, expected: Iterable[str]) -> list[Quantity]:
     """答えが言った数値と番号のうち、正解に無いもの。正解が「1943年」なら、「1943年5月」の 5 月も正解に無い。"""
     known = [one for text in expected for one in quantities(text, codes=True)]
-    return [
-        said
-        for said in quantities(answer, codes=True)
-        if not any(said.covers(one) or (not one.unit and one.covers(said)) for one in known)
-    ]
+    said = quantities(answer, codes=True)
+    return [it for it in said if not any(it.covers(one) or (not one.unit and one.covers(it)) for one in known)]
 
 
 def matches(answer: str, expected: Iterable[str], reference: str = "") -> bool:

@@ -12,7 +12,7 @@ from lib.errors import WorkshopError
 from lib.export.serve import modelfile, read_modelfile, serve
 from lib.model.generate import render
 from lib.model.load import load_tokenizer
-from lib.train.preflight import require
+from lib.train.preflight import judge, require
 
 NOTEBOOK = from_notebook("06_merge_to_gguf", "CHATML", "GO", "run_go", "render_template")
 CHATML = NOTEBOOK.CHATML
@@ -78,6 +78,7 @@ def test_hf_gguf_modelfile_read_the_same_tokens_or_it_is_said(model_folder, tiny
     tokenizer = load_tokenizer(model_folder)
     tokenizer.chat_template = tokenizer.chat_template.replace("<|im_start|>assistant", f"<|im_start|>{turn}")
     given = {"tokenizer": tokenizer, "render": render, "render_template": render_template, "template": template}
+    given["judge"] = judge
     cells = from_notebook("06_merge_to_gguf", "token_ids", "same_as_hf", **given)
     with serve(tiny_gguf) as chat:
         ids = {str(number): cells.token_ids(chat, talk) for number, talk in enumerate(TALKS)}
