@@ -168,8 +168,7 @@ def _fitting(name: str, data: str) -> str:
     if os.environ.get("WORKSHOP_ACCEPT_GEMMA_TERMS") == "yes":
         print(f"データが日本語なので、日本語を読むモデルのプロファイル {other} で実行します。")
         return other
-    said = f"PROFILE={other} なら読めます（規約への同意が必要です）。"
-    print(f"データは日本語ですが、{profile.model} は日本語を読めません。{said}")
+    print(f"✋ {profile.model} は日本語を読めません。PROFILE={other} なら読めます（規約への同意が必要です）。")
     return name
 
 

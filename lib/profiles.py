@@ -35,15 +35,13 @@ class Profile:
     dtype: str = "float32"  # 読み込む精度
     precision: str = "float32"  # 学習の計算の精度。"mixed" なら凍結した線形層だけ bf16（`prepare_cpu` が測って決める）
     lang: str = "en"  # データの言語。モデルが読めるほう（`DATA_LANG` で替えられる）
-    mix: float = (
-        0.3  # 学習例のうち、一般の問答の割合（忘却を防ぐ）。0.2 より、易しい質問も far も良かった（開発用の事実）
-    )
+    mix: float = 0.3  # 学習例のうち、一般の問答の割合（忘却を防ぐ）。0.2 より忘却が軽かった
     train_facts: int = 32  # 学習に使う事実の数。× 7 言い回し = 224 例
     train_forms: int = 7  # 1 事実あたりの言い回しの数。用意した学習用の型の全部
     heldout_facts: int = 12  # 一度も見せない事実の数。24 問で、偶然の正答 1 問が 4 点。少ないとデータリークが見えない
-    sft_epochs: int = 5  # バッチ 8 で 200 ステップ。6 周では far が 80〜90% に増え、一般の質問が 35〜50% に減った（同）
+    sft_epochs: int = 5  # バッチ 8 で 200 ステップ。6 周では far が 80〜90% に増え、一般の質問が 35〜50% に減った
     sft_batch: int = 8  # 4 より 1 ステップあたりの例が多く、速い
-    sft_learning_rate: float = 7e-4  # 5e-4 では near が 92%、1e-3 では忘却が大きかった（同）。7B の定番は 2e-4
+    sft_learning_rate: float = 7e-4  # 5e-4 では near が 92%、1e-3 では忘却が大きかった。7B の定番は 2e-4
     lora_rank: int = 64  # 16 より far が高かった（試しの記録: 50〜63% と 38%）
     # 下の 10 層を外すと 1 割速く、忘却も軽い（一般の質問 25% と 4%）が、near は 3 種の平均で 99% から 95% に下がった
     lora_from_layer: int = 0  # LoRA を付ける最初の層。速さの比は `make bench` が測る

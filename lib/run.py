@@ -27,8 +27,8 @@ STAGES: tuple[str, ...] = ("01_concepts", "02_dataset", "03_baseline", "04_lora_
 STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
+# 一回の実行だけで替えてよいプロファイルの値と、その確かめかた。
 _CHANGEABLE = {"lang": ("ja", "en").__contains__, "mix": lambda share: 0 <= float(share) < 1}
-"""一回の実行だけで替えてよいプロファイルの値と、その確かめかた。"""
 _NEEDED = ("torch", "transformers", "trl", "peft", "datasets", "accelerate")
 _PACKAGES = (*_NEEDED, "xllamacpp", "libgguf", "gguf")
 
@@ -55,9 +55,9 @@ class Run:
         mac = platform.system() == "Darwin" and platform.machine() == "arm64"
         colab = os.environ.get("COLAB_GPU", "0") not in ("", "0")
         gpu = "mac" if mac else "colab" if colab else "cuda" if shutil.which("nvidia-smi") else ""
-        better = f'\nこの機械の GPU を使うなら PROFILE = "{gpu}"（日本語を読むモデルと、日本語のデータ）'
+        said = f'\nこの機械の GPU を使うなら PROFILE = "{gpu}"（日本語を読むモデルと、日本語のデータ）'
         place += f"   データ: {self.profile.lang}   デバイス: {self.profile.device} / {self.profile.dtype}"
-        return f"{numbers}\n{place}{better if gpu and self.profile.device == 'cpu' else ''}"
+        return f"{numbers}\n{place}{said if gpu and self.profile.device == 'cpu' else ''}"
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -134,8 +134,7 @@ def open_run(
         raise WorkshopError(f"部品がありません: {'、'.join(lacking)}", remedy)
     changed = {key: value for key, value in changed.items() if value not in (None, "")}
     if wrong := [f"{key}={value}" for key, value in changed.items() if not _CHANGEABLE[key](value)]:
-        what = f"{'、'.join(wrong)} は使えません"
-        raise WorkshopError(what, "DATA_LANG は ja か en、MIX は 0 以上 1 未満の数にしてください")
+        raise WorkshopError(f"{wrong[0]} は使えません", "DATA_LANG は ja か en、MIX は 0 以上 1 未満の数にしてください")
     name = run or "-".join([chosen.name, *(f"{key}-{value}" for key, value in changed.items())])
     if path := data_path(data):
         # リポジトリの中なら相対で覚える（別の機械に写した実行でも同じ意味になるように）。

@@ -107,9 +107,7 @@ def general_questions(lang: str, level: str = "easy") -> list[Example]:
     """忘却を見るための、店と関係のない質問。"""
     rows = [row for row in read_jsonl(DATA / "general" / "questions.jsonl") if row["level"] == level]
     said = [(row["id"], row[lang]) for row in rows]
-    return [
-        Example(i, "general", text["question"], text["answer"], tuple(text["accept"]), SYSTEM[lang]) for i, text in said
-    ]
+    return [Example(i, "general", t["question"], t["answer"], tuple(t["accept"]), SYSTEM[lang]) for i, t in said]
 
 
 def general_mix(count: int, lang: str) -> list[Example]:

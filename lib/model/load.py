@@ -161,10 +161,8 @@ def mismatches(folder: Path, model: Any, device: str = "meta") -> list[str]:
         config.base_model_name_or_path = None
         if config.is_prompt_learning:  # 学習したときのベースの大きさでなく、いまのベースの大きさで作る
             config.token_dim = config.num_layers = config.num_attention_heads = None
-        with (
-            torch.random.fork_rng(devices=[]),
-            torch.device(device),
-        ):  # 4 bit でも比べられるよう、重み無しで組み立て直す
+        # 4 bit でも比べられるように、重み無しで組み立て直す
+        with torch.random.fork_rng(devices=[]), torch.device(device):
             made = get_peft_model(type(model)(copy.deepcopy(model.config)), config)
         needed, known = (get_peft_model_state_dict(made, save_embedding_layers=more) for more in (False, True))
     except (LookupError, RuntimeError, TypeError, ValueError) as error:
@@ -184,9 +182,10 @@ def prepare_cpu(profile: Profile, folder: Path | None = None) -> Profile:
     threads, rate, speedup = race()
     # glibc の malloc に、1 GiB までの解放を OS に返させない。返しては借り直す手間が、学習の 1 割を超えることがある
     # （mallopt(3) の M_TRIM_THRESHOLD = -1 と M_MMAP_THRESHOLD = -3）。
-    option = ctypes.CDLL(None).mallopt if platform.libc_ver()[0] == "glibc" else None
-    kept = "、malloc はメモリを手元に残す" if option and option(-1, 1 << 30) and option(-3, 1 << 30) else ""
-    print(f"CPU のスレッド: {threads} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）{kept}")
+    if platform.libc_ver()[0] == "glibc":
+        for option in (-1, -3):
+            ctypes.CDLL(None).mallopt(option, 1 << 30)
+    print(f"CPU のスレッド: {threads} 本（何本かで測り、行列積が毎秒 {rate:,.0f} GFLOP で最も速い）")
     if profile.device != "cpu":
         return profile
     path = folder / "precision.json" if folder else Path(os.devnull)
@@ -196,8 +195,7 @@ def prepare_cpu(profile: Profile, folder: Path | None = None) -> Profile:
         raise WorkshopError(f"精度「{chosen}」はありません", "WORKSHOP_PRECISION は float32 か mixed にしてください")
     if folder:
         write_json(path, {"precision": chosen, "bf16_speedup": round(speedup, 2)})
-    said = {"mixed": "混合精度（凍結した線形層だけ bf16）", "float32": "fp32"}[chosen]
-    print(f"学習の精度: {said}。bf16 の行列積は fp32 の {speedup:.1f} 倍速い")
+    print(f"学習の精度: {chosen}（mixed は、凍結した線形層だけ bf16）。bf16 の行列積は fp32 の {speedup:.1f} 倍速い")
     return replace(profile, precision=chosen)
 
 

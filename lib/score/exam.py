@@ -32,14 +32,12 @@ PARTS = {
 
 def build_exam(run: Run) -> Exam:
     """02 が書いた取り置きと、一般の質問から試験を作る。"""
-    folder = run.folder / "02_dataset"
     files = {"near": "near", "far": "far", "unseen": "unseen", "unanswerable": "ask_test"}
-    parts = {part: read_examples(folder / f"{name}.jsonl") for part, name in files.items()}
+    parts = {part: read_examples(run.folder / "02_dataset" / f"{name}.jsonl") for part, name in files.items()}
     # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
     system = parts["near"][0].system
-    for part, level in (("general", "easy"), ("ordinary", "ordinary")):
-        asked = general_questions(language(parts["near"]), level)
-        parts[part] = [replace(example, system=system) for example in asked]
+    for part, level in {"general": "easy", "ordinary": "ordinary"}.items():
+        parts[part] = [replace(e, system=system) for e in general_questions(language(parts["near"]), level)]
     return {part: examples[: run.profile.exam_questions or None] for part, examples in parts.items()}
 
 

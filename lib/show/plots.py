@@ -1,6 +1,5 @@
 """図と HTML の部品。日本語の字を出し、headless でも同じ絵になる静止画だけを描く。"""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
@@ -14,12 +13,12 @@ from IPython.display import HTML
 from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
-from lib.files import REPOSITORY
+from lib.data.facts import DATA, read_jsonl
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"  # Okabe & Ito 2008: 色覚に強い
 plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
 plt.rcParams["axes.prop_cycle"] = plt.cycler(color=(BLUE, ORANGE, GREEN, RED, GREY, "#56B4E9", "#CC79A7"))
-_FOLDER = FileSystemLoader([REPOSITORY / "data" / "templates", REPOSITORY / "data" / "pictures"])
+_FOLDER = FileSystemLoader([DATA / "templates", DATA / "pictures"])
 _TEMPLATES = Environment(loader=_FOLDER, autoescape=select_autoescape(), trim_blocks=True)
 
 
@@ -36,9 +35,8 @@ def _pairs(english: Any, japanese: Any) -> Iterator[tuple[str, str]]:
 @cache
 def _twins() -> dict[str, str]:
     """英語の質問と正解 → 日本語の対訳（data/support と data/general の en と ja）。"""
-    files = [*REPOSITORY.glob("data/support/*.jsonl"), *REPOSITORY.glob("data/general/*.jsonl")]
-    rows = [json.loads(line) for path in files for line in path.read_text(encoding="utf-8").splitlines()]
-    return dict(chain.from_iterable(_pairs(row["en"], row["ja"]) for row in rows))
+    files = [*(DATA / "support").glob("*.jsonl"), *(DATA / "general").glob("*.jsonl")]
+    return dict(chain.from_iterable(_pairs(row["en"], row["ja"]) for path in files for row in read_jsonl(path)))
 
 
 def picture(template: str, **values: Any) -> HTML:
@@ -47,10 +45,7 @@ def picture(template: str, **values: Any) -> HTML:
 
 
 def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:
-    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` の値があれば、その答えの欄を緑か赤に塗る。
-
-    教材の英語の質問と正解には、対訳を添える。
-    """
+    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` があれば、緑か赤に塗る。英語の質問と正解には、対訳を添える。"""
     return picture("answers.html", rows=rows, columns=columns)
 
 
