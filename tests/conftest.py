@@ -11,9 +11,11 @@ import time
 import tomllib
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 # 使う人の outputs/ には何も残さない。make compare（RUN を渡す）だけが、そこを読む。
 if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
@@ -28,6 +30,10 @@ from lib.profiles import get_profile
 from lib.run import OUTPUTS
 from lib.score.exam import PARTS
 
+# tmp_path を例ごとに作り直さないことと、遅い機械は、失敗としない。
+_ALLOWED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+settings.register_profile("tests", deadline=None, suppress_health_check=_ALLOWED)
+settings.load_profile("tests")
 _LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
 _LONGEST += ("test_export", "test_llamacpp", "test_resume", "test_guard")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
@@ -102,6 +108,21 @@ def refused(done, *words):
     """別の Python が、これらの語を含む一文で止まったことを確かめる。"""
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
+
+
+def table_beside(file, name):
+    """テスト `file` の隣に置いた表（`name`.toml）。"""
+    return tomllib.loads(Path(file).with_name(f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def write_data(folder, name, content):
+    """データのファイルを書く。列は JSONL にし、列の中の文字列は、壊れた行としてそのまま置く。"""
+    if isinstance(content, list):
+        rows = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in content]
+        content = "\n".join(rows)
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
 
 
 @contextmanager

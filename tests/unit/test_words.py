@@ -3,14 +3,13 @@
 import csv
 import json
 import re
-import tomllib
-from pathlib import Path
 
 import pytest
+from conftest import table_beside
 
 from lib.files import REPOSITORY
 
-BANNED = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+BANNED = table_beside(__file__, "words")
 
 
 def texts():

@@ -1,12 +1,10 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
-import tomllib
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from conftest import preference_rules, python
+from conftest import preference_rules, python, table_beside
 from rouge_score.tokenizers import DefaultTokenizer
 
 from lib.data import facts
@@ -19,7 +17,7 @@ from lib.text.words import morphemes
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
 BOTH = pytest.mark.parametrize("lang", ["ja", "en"])
-EMPTY = tomllib.loads(Path(__file__).with_name("empty_words.toml").read_text(encoding="utf-8"))
+EMPTY = table_beside(__file__, "empty_words")
 ENGLISH = DefaultTokenizer(use_stemmer=True).tokenize
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import exam_sheet
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import Example
@@ -23,7 +23,7 @@ from lib.show.page import write_report
 from lib.show.plots import answers_table, picture
 from lib.talk.app import coloured
 
-MANY = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+MANY = settings(max_examples=150)
 CONTROL = ["<|im_end|>", "<|im_start|>", "<|endoftext|>", "<|eot_id|>", "<start_of_turn>", "<end_of_turn>"]
 CONTROL += ["<s>", "</s>", "[INST]", "[/INST]", "<<SYS>>", "<bos>", "<eos>"]
 WORDS = st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=30)

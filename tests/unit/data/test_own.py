@@ -6,14 +6,12 @@
 import codecs
 import json
 import re
-import tomllib
 from dataclasses import replace
-from pathlib import Path
 
 import pandas
 import pytest
-from conftest import one_sentence, preference_rules, python
-from hypothesis import HealthCheck, given, settings
+from conftest import one_sentence, preference_rules, python, table_beside, write_data
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import DATA, FORM_LABELS, read_jsonl
@@ -28,34 +26,11 @@ from lib.text.words import normalise_width
 
 EMBEDDED = get_profile("embedded")
 QA = {"question": "営業時間は？", "answer": "10時からです。"}
-U, A, S, OTHER = ("user", "質問"), ("assistant", "答え"), ("system", "窓口です。"), ("user", "別")
-CSV = '質問,回答\r\n"一行目\r\n二行目",はい\r\n三,"ほんの「""字""」, です"\r\n'
 SCHOOL = REPOSITORY / "data" / "school" / "rules.csv"
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
-
-
-def save(path, rows):
-    """JSONL に書く。文字列は、壊れた行としてそのまま置く。"""
-    lines = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in rows]
-    path.write_bytes("\n".join(lines).encode())
-    return path
 
 
 def codes(path, *levels):
     return [(p.code, p.line) for p in check_file(path).problems if not levels or p.level in levels]
-
-
-def turns(*said):
-    return [{"role": role, "content": content} for role, content in said]
-
-
-def chat(*said):
-    return {"messages": turns(*said)}
 
 
 def ask(question, answer="はい。"):
@@ -64,33 +39,18 @@ def ask(question, answer="はい。"):
 
 def third(bad):
     """正しい 2 行のあと、3 行目に `bad` を置いた JSONL。"""
-    lines = [ask("一つ目"), ask("二つ目"), bad, ask("四つ目")]
-    return "\n".join(x if isinstance(x, str) else json.dumps(x, ensure_ascii=False) for x in lines).encode()
+    return [ask("一つ目"), ask("二つ目"), bad, ask("四つ目")]
 
 
-def garbled(text, codec, errors="strict"):
-    return text.encode().decode(codec, errors)
-
-
-BROKEN = tomllib.loads(Path(__file__).with_name("broken.toml").read_text(encoding="utf-8"))
+BROKEN = table_beside(__file__, "broken")
 DEEP = ["[" * 100_000, '{"a":' * 100_000, f'{{"a": {"9" * 5000}}}']
 # 3 行目に置く壊れた行: 種類 → 一件の列
 THIRD = [*BROKEN["lines"].items(), *BROKEN["rows"].items(), ("json", DEEP)]
 THIRD += [(code, [ask(text) for text in texts]) for code, texts in BROKEN["garbled"].items()]
 THIRD += [(code, [ask(f"これは{run}です") for run in runs]) for code, runs in BROKEN["seen"].items()]
-CELLS = "question,answer\na,b\n"
-# バイトで書くもの、長いもの: (名前, 中身, 種類, 行)
+# ファイルごと: (名前, 中身, 種類, 行)
 FILES = [
-    ("huge-cell.csv", CELLS + "c," + "あ" * 200_000 + "\n", "quote", 3),
-    ("flip.jsonl", third(ask("東西南")).replace("西".encode(), b"\xe3\xff\x84"), "encoding", 3),
-    ("latin.jsonl", third(ask("caf_")).replace(b"_", b"\xe9"), "encoding", 3),
-    ("euc.jsonl", third(ask("あいう")).replace("あいう".encode(), "日本語".encode("euc_jp")), "encoding", 3),
-    ("crlf.jsonl", third("{").replace(b"\n", b"\r\n"), "json", 3),
-    ("cr.jsonl", third("{").replace(b"\n", b"\r"), "json", 3),
-    ("blank-lines.jsonl", b"\n\n" + third("{"), "json", 5),
-    ("cut-in-text.jsonl", third("")[:-2], "json", 4),
-    ("cut-in-character.jsonl", third("")[:-3], "encoding", 4),
-    ("lines.json", third(QA), "suffix", 1),
+    ("huge-cell.csv", "question,answer\na,b\nc," + "あ" * 200_000 + "\n", "quote", 3),
     ("deep.json", "[\n\n" + "[" * 100_000, "json", 1),
     *[(name, *case) for name, case in BROKEN["files"].items()],
 ]
@@ -101,7 +61,7 @@ LOCATED = [(f"row-{i}.jsonl", third(bad), code, 3) for code, rows in THIRD for i
 
 @pytest.mark.parametrize(("name", "content", "code", "line"), LOCATED, ids=[f"{c[2]}-{c[0]}" for c in LOCATED])
 def test_a_broken_file_is_located(tmp_path, name, content, code, line):
-    report = check_file(write(tmp_path, name, content))
+    report = check_file(write_data(tmp_path, name, content))
     found = [problem for problem in report.problems if problem.code == code]
     assert [problem.line for problem in found] == [line] * len(found) and found, report.text()
     assert all(p.message and p.remedy and "\n" not in p.message + p.remedy for p in report.problems)
@@ -114,7 +74,7 @@ def test_a_broken_file_is_located(tmp_path, name, content, code, line):
 def test_an_unreadable_file_is_told_in_one_sentence(tmp_path, name):
     content, codec, words = BROKEN["unreadable"][name]
     with one_sentence(name, words):
-        check_file(write(tmp_path, name, content.encode(codec)))
+        check_file(write_data(tmp_path, name, content.encode(codec)))
 
 
 def test_places_that_are_not_files(tmp_path):
@@ -125,12 +85,7 @@ def test_places_that_are_not_files(tmp_path):
             check_file(place)
 
 
-VALID = {
-    ".jsonl": third(QA),
-    ".json": json.dumps([QA, ask("はい？"), chat(S, U, A)], ensure_ascii=False, indent=1).encode(),
-    ".csv": 'question,answer\n"一\n行",はい\nＡ,"い""い""え"\n'.encode(),
-    ".tsv": "質問\t回答\r\nあ\tい\r\n".encode("cp932"),
-}
+VALID = {suffix: text.encode(codec) for suffix, (text, codec) in BROKEN["valid"].items()}
 SUFFIXES = st.sampled_from(sorted(VALID))
 _VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=12),
@@ -165,9 +120,13 @@ GENERATED = {
 }
 
 
-def survives(folder, suffix, raw):
+@pytest.mark.parametrize("cases", GENERATED.values(), ids=GENERATED)
+@settings(max_examples=120, derandomize=True, database=None)
+@given(data=st.data())
+def test_hundreds_of_generated_files_never_crash(tmp_path, cases, data):
     """どんな中身でも、場所つきの報告か一文の失敗になり、ファイルには触れず、検査の通した行は実行が読める。"""
-    path = write(folder, "a" + suffix, raw)
+    suffix, raw = data.draw(cases)
+    path = write_data(tmp_path, "a" + suffix, raw)
     try:
         report = check_file(path)
     except WorkshopError as error:
@@ -183,27 +142,15 @@ def survives(folder, suffix, raw):
         assert report.count("error") and "\n" not in str(error)
 
 
-@pytest.mark.parametrize("cases", GENERATED.values(), ids=GENERATED)
-def test_hundreds_of_generated_files_never_crash(tmp_path, cases):
-    seen, slow = set(), [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-
-    @settings(max_examples=120, deadline=None, derandomize=True, database=None, suppress_health_check=slow)
-    @given(cases)
-    def run(case):
-        seen.add(case)
-        survives(tmp_path, *case)
-
-    run()
-    assert len(LOCATED) + len(BROKEN["unreadable"]) >= 200 and len({case[1] for case in LOCATED}) >= 190
-    assert len(seen) >= 40
-
-
 def test_clean_japanese_data_is_left_alone(tmp_path):
     (tmp_path / "README.md").write_text("CC BY 4.0", encoding="utf-8")
     facts, asks = (read_jsonl(DATA / "support" / f"{name}.jsonl") for name in ("facts", "unanswerable"))
     rows = [ask(question, f["ja"]["answer"]) for f in facts for question in f["ja"]["questions"].values()]
     rows += [ask(question, a["ja"]["answer"]) for a in asks for question in a["ja"]["questions"]]
-    for source in (save(tmp_path / "a.jsonl", rows), *(DATA / "sanyo" / f"qa_{p}.jsonl" for p in ("core", "extended"))):
+    for source in (
+        write_data(tmp_path, "a.jsonl", rows),
+        *(DATA / "sanyo" / f"qa_{p}.jsonl" for p in ("core", "extended")),
+    ):
         report = check_file(source)
         assert report.count("error") == report.count("warning") == 0, report.text()
         assert len(report.rows) > 100 and {row.form for row in report.rows} == {"qa"}
@@ -211,53 +158,53 @@ def test_clean_japanese_data_is_left_alone(tmp_path):
 
 def test_ordinary_text_is_not_suspected_and_stays_byte_for_byte(tmp_path):
     for text in BROKEN["clean"]["ordinary"]:
-        assert codes(save(tmp_path / "a.jsonl", [ask(text)])) == [("no-licence", 0)], text
+        assert codes(write_data(tmp_path, "a.jsonl", [ask(text)])) == [("no-licence", 0)], text
     for text in BROKEN["clean"]["plain"]:
         assert normalise_width(text).encode() == text.encode()
-        assert read_own(save(tmp_path / "a.jsonl", [ask(text)]))[0].question == text.strip()
+        assert read_own(write_data(tmp_path, "a.jsonl", [ask(text)]))[0].question == text.strip()
 
 
 def test_values_of_personal_data_never_reach_an_output(tmp_path):
-    secrets = (
+    secrets = [
         "4111 1111 1111 1111",
         "123456789018",
         "090-1234-5678",
         "hanako@mail.test",
         "ｈａｎａ＠ｍａｉｌ.ｔｅｓｔ",
-    )
-    path = save(tmp_path / "a.jsonl", [ask(f"{s} です") for s in secrets] + [{s: "a"} for s in secrets])
+    ]
+    path = write_data(tmp_path, "a.jsonl", [ask(f"{s} です") for s in secrets] + [{s: "a"} for s in secrets])
     text = check_file(path).text()
     assert not [s for s in secrets if s in text or s.split("@")[0] in text or "ｈａ" in text]
     assert all(f"[{code}]" in text for code in ("card", "my-number", "phone", "mail", "full-width-alnum"))
-    path = save(tmp_path / "b.jsonl", [ask(f"12345678901{digit}") for digit in range(10)])
+    path = write_data(tmp_path, "b.jsonl", [ask(f"12345678901{digit}") for digit in range(10)])
     assert [line - 1 for code, line in codes(path) if code == "my-number"] == [8]  # ほかの検査数字は合わない
 
 
 def test_licence_is_asked_for_only_when_nothing_says_it(tmp_path):
-    path = save(tmp_path / "a.jsonl", [QA])
+    path = write_data(tmp_path, "a.jsonl", [QA])
     assert codes(path) == codes(path, "note") == [("no-licence", 0)]
-    assert not codes(save(tmp_path / "b.jsonl", [{**QA, "licence": "CC BY 4.0"}]))
+    assert not codes(write_data(tmp_path, "b.jsonl", [{**QA, "licence": "CC BY 4.0"}]))
     (tmp_path / "README.md").write_text("出どころ", encoding="utf-8")
     assert not codes(path)
 
 
 def test_conflicts_name_both_lines_and_different_questions_do_not_conflict(tmp_path):
-    path = save(tmp_path / "a.jsonl", [ask("一"), ask("二"), ask(" 一", "いいえ。"), ask("三")])
+    path = write_data(tmp_path, "a.jsonl", [ask("一"), ask("二"), ask(" 一", "いいえ。"), ask("三")])
     conflict = [p for p in check_file(path).problems if p.code == "conflict"]
     assert [p.line for p in conflict] == [3] and "1 行目" in conflict[0].message
     pairs = [{"prompt": "a", "chosen": f"b{i}", "rejected": "c"} for i in range(2)]
-    assert not codes(save(tmp_path / "b.jsonl", pairs), "error", "warning")
+    assert not codes(write_data(tmp_path, "b.jsonl", pairs), "error", "warning")
 
 
 def test_a_long_list_is_shortened(tmp_path):
-    report = check_file(save(tmp_path / "a.jsonl", [ask(f"Ｑ{i}") for i in range(60)]))
+    report = check_file(write_data(tmp_path, "a.jsonl", [ask(f"Ｑ{i}") for i in range(60)]))
     assert report.text().count("Ｑ → Q") == 50 and "ほかに 10 件" in report.text()
 
 
 @pytest.mark.parametrize(("text", "mended"), BROKEN["widths"].items())
 def test_the_run_mends_the_width_that_the_check_lists(tmp_path, text, mended):
     assert normalise_width(text) == mended == normalise_width(mended)
-    path = save(tmp_path / "a.jsonl", [ask(text), {**ask(f"{text}二", f"{text}です"), "figures": text}])
+    path = write_data(tmp_path, "a.jsonl", [ask(text), {**ask(f"{text}二", f"{text}です"), "figures": text}])
     raw = path.read_bytes()
     notes = [p for p in check_file(path).problems if p.level == "note" and " → " in p.message]
     assert {p.line for p in notes} == {1, 2} and all(p.code in TABLE["texts"] for p in notes)
@@ -269,12 +216,12 @@ def test_the_run_mends_the_width_that_the_check_lists(tmp_path, text, mended):
 @pytest.mark.parametrize("text", ["こんにちは", "東京", "テスト", "半角ｶﾅではない", "文字化けしない文章です。"])
 @pytest.mark.parametrize("codec", ["latin-1", "cp1252", "cp932"])
 def test_mojibake_is_seen_and_its_original_is_not(tmp_path, text, codec):
-    found = codes(save(tmp_path / "a.jsonl", [ask(text), ask(garbled(text, codec, "replace"))]))
+    found = codes(write_data(tmp_path, "a.jsonl", [ask(text), ask(text.encode().decode(codec, "replace"))]))
     assert [line for code, line in found if code == "mojibake"] == [2]
 
 
 def test_the_command_tells_success_by_its_exit_code_and_never_loads_torch(tmp_path):
-    good, bad = save(tmp_path / "a.jsonl", [QA]), save(tmp_path / "b.jsonl", [ask("")])
+    good, bad = write_data(tmp_path, "a.jsonl", [QA]), write_data(tmp_path, "b.jsonl", [ask("")])
     for place, code, words in ((good, 0, "1 件（qa 1）"), (bad, 1, "[empty]"), (tmp_path / "no.jsonl", 1, "✋")):
         done = python("-X", "importtime", "-m", "lib.data.own", str(place))
         loaded = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
@@ -283,6 +230,7 @@ def test_the_command_tells_success_by_its_exit_code_and_never_loads_torch(tmp_pa
 
 
 def test_the_table_of_checks_is_complete():
+    assert len(LOCATED) + len(BROKEN["unreadable"]) >= 200 and len({str(case[1]) for case in LOCATED}) >= 190
     for rules in TABLE.values():
         for code, rule in rules.items():
             assert rule["level"] in ("error", "warning", "note") and rule["says"] and rule["remedy"], code
@@ -293,40 +241,22 @@ def test_the_table_of_checks_is_complete():
     assert {c for c in characters if pattern.search(f"の{c}")} == characters - japanese
 
 
-SEPARATED = {"question": "a\u2028b\x85c", "answer": "d"}
-TALK = json.dumps(turns(U, A), ensure_ascii=False).replace('"', '""')
-EXCEL = {2: ask("一行目\r\n二行目", "はい"), 4: ask("三", 'ほんの「"字"」, です')}
-# 読めるファイル: (名前, 中身, 始まりの行 → 読めた値)
-READABLE = [
-    *[("a.csv", mark + CSV.encode(codec), EXCEL) for mark, codec in ((b"", "utf-8"), (b"", "utf-16"), (b"", "cp932"))],
-    ("a.csv", codecs.BOM_UTF8 + CSV.encode(), EXCEL),
-    ("a.csv", codecs.BOM_UTF16_BE + CSV.encode("utf-16-be"), EXCEL),
-    ("a.csv", CSV.replace("\r\n", "\n"), {2: ask("一行目\n二行目", "はい"), 4: EXCEL[4]}),
-    ("a.csv", '\ufeff"question","answer"\n"改\r行, と\n引用""符""","b\rc"\n', {2: ask('改\r行, と\n引用"符"', "b\rc")}),
-    ("a.csv", f'messages,id\n"{TALK}",1\n', {2: {"id": "1"}}),
-    *[
-        (name, "question\tanswer\nこれは, 何\t本です\n", {2: ask("これは, 何", "本です")})
-        for name in ("a.tsv", "b.csv")
-    ],
-    ("a.json", json.dumps([QA, QA, QA], ensure_ascii=False, indent=2), {2: QA, 6: QA, 10: QA}),
-    ("a.jsonl", json.dumps(SEPARATED, ensure_ascii=False), {1: SEPARATED}),
-]
-
-
-@pytest.mark.parametrize(("name", "content", "rows"), READABLE)
-def test_a_file_is_read_as_the_tools_save_it(tmp_path, name, content, rows):
-    report = Report(write(tmp_path, name, content))
-    assert not report.count("error") and [row.line for row in report.rows] == list(rows)
-    assert all(row.data.items() >= want.items() for row, want in zip(report.rows, rows.values(), strict=True))
+@pytest.mark.parametrize("case", BROKEN["readable"], ids=lambda case: case["name"])
+def test_a_file_is_read_as_the_tools_save_it(tmp_path, case):
+    for codec in case["codecs"]:
+        report = Report(write_data(tmp_path, case["name"], case["text"].encode(codec)))
+        assert not report.count("error") and [str(row.line) for row in report.rows] == list(case["rows"])
+        for row, want in zip(report.rows, case["rows"].values(), strict=True):
+            assert row.data.items() >= want.items()
 
 
 def test_cp932_jsonl_is_read_and_noted_but_a_damaged_utf8_file_is_not_taken_for_cp932(tmp_path):
     line = json.dumps(QA, ensure_ascii=False)
-    report = Report(write(tmp_path, "a.jsonl", f"{line}\n{line}\n".encode("cp932")))
+    report = Report(write_data(tmp_path, "a.jsonl", f"{line}\n{line}\n".encode("cp932")))
     assert report.rows[0].data == QA and [(p.code, p.level) for p in report.problems] == [("not-utf8", "note")]
     good = line.encode()
     cut = good.replace("時".encode(), b"\xe6\x99")
-    report = Report(write(tmp_path, "b.jsonl", good + b"\n" + cut + b"\n" + good))
+    report = Report(write_data(tmp_path, "b.jsonl", good + b"\n" + cut + b"\n" + good))
     assert [row.line for row in report.rows] == [1, 3]
     assert [(p.code, p.line) for p in report.problems] == [("encoding", 2)]
 
@@ -341,28 +271,19 @@ def test_parquet(tmp_path):
 
 @pytest.mark.parametrize("form", BROKEN["forms"])
 def test_formats_are_recognised_by_their_columns(tmp_path, form):
-    assert {row.form for row in Report(save(tmp_path / "a.jsonl", BROKEN["forms"][form])).rows} == {form}
+    assert {row.form for row in Report(write_data(tmp_path, "a.jsonl", BROKEN["forms"][form])).rows} == {form}
 
 
 def test_every_shape_becomes_the_same_question_and_answer(tmp_path):
     """列名や形が違っても、実行は同じ質問・答え・システム文・前の往復を読む。"""
-    history = turns(U, A, ("user", "送料は"), ("assistant", "500円"))
-    rows = [
-        {"質問": "送料は", "回答": "500円"},
-        {"instruction": "送料は", "input": "", "output": "500円", "system": "係"},
-        {"instruction": "送料", "input": "は", "output": "500円"},
-        {"prompt": "送料は", "completion": "500円"},
-        {"prompt": history[2:3], "chosen": history[3:], "rejected": "600円"},
-        {"messages": [{"role": "system", "content": "係"}, *history]},
-        {"messages": history, "fact": "F1", "キーワード": "円、500"},
-    ]
-    got = read_own(save(tmp_path / "a.jsonl", rows))
-    assert {row.answer for row in got} == {"500円"}
-    assert [row.question for row in got] == ["送料は", "送料は", "送料\n\nは", *["送料は"] * 4]
-    assert [row.system == "係" for row in got] == [n in (1, 5) for n in range(7)] and all(row.system for row in got)
-    assert [len(row.history) for row in got] == [0, 0, 0, 0, 0, 2, 2] and got[6].history[1] == history[1]
-    assert len({row.fact_id for row in got[:6]}) == 1 and got[6].fact_id != got[0].fact_id
-    assert got[6].figures == ("円", "500") and got[0].figures == ("500円",)
+    cases = BROKEN["same"]["rows"]
+    got = read_own(write_data(tmp_path, "a.jsonl", [row for row, _ in cases]))
+    for row, (_, other) in zip(got, cases, strict=True):
+        assert (row.question, row.answer) == (other.get("question", "送料は"), "500円")
+        assert row.system and (row.system == "係") == ("system" in other)
+        assert row.figures == tuple(other.get("figures", ["500円"])) and len(row.history) == other.get("turns", 0)
+        assert (row.fact_id == got[0].fact_id) == ("fact" not in other)
+    assert got[6].history[1] == {"role": "assistant", "content": "答え"}
     assert [m["role"] for m in got[6].prompt()] == ["system", "user", "assistant", "user"]
 
 
@@ -385,8 +306,8 @@ def test_a_school_csv_made_by_excel_becomes_a_split():
 
 def test_the_budget_of_a_profile_is_kept(tmp_path, capsys):
     rows = [ask(f"品番{i}の値段は", f"{i}円です。") for i in range(1000)]
-    split = own_split(save(tmp_path / "big.jsonl", rows), EMBEDDED)
-    assert len(split.train) == 2 * 112 and len(split.unseen) == 100
+    split = own_split(write_data(tmp_path, "big.jsonl", rows), EMBEDDED)
+    assert len(split.train) == 2 * EMBEDDED.train_facts * EMBEDDED.train_forms and len(split.unseen) == 100
     assert {"予算", "一つだけ"} <= set(re.findall("予算|一つだけ", capsys.readouterr().out))
 
 
@@ -394,23 +315,18 @@ def test_columns_for_facts_and_keywords_are_used_and_an_answer_without_a_figure_
     lines = ["質問,回答,事実,キーワード"]
     for name in "abc":
         lines += [f"{name}の色は,{name}は赤か青です。,{name},赤、青", f"{name}って何色,赤と青です。,{name},赤、青"]
-    split = own_split(write(tmp_path, "k.csv", codecs.BOM_UTF8 + "\r\n".join(lines).encode()), EMBEDDED)
+    split = own_split(write_data(tmp_path, "k.csv", codecs.BOM_UTF8 + "\r\n".join(lines).encode()), EMBEDDED)
     assert split.train[0].figures == ("赤", "青")
     assert len({e.fact_id for e in split.train + split.unseen}) == 3
     rows = [ask(f"{n}の担当は", f"{n}係です。") for n in ("図書", "保健", "放送")]
-    example = own_split(save(tmp_path / "w.jsonl", rows), EMBEDDED).train[0]
+    example = own_split(write_data(tmp_path, "w.jsonl", rows), EMBEDDED).train[0]
     assert is_correct(example, example.answer) and not is_correct(example, "分かりません。")
 
 
-def test_a_broken_table_is_one_sentence_with_its_place(tmp_path):
-    for text, message in {
-        "質問,回答\nいくら,500円\nいつ,\n": "3 行目",
-        "質問,回答\nいくら,500円\n": "1 件しかなく",
-        "なまえ,とし\nた,3\n": "2 行目",
-        "質問,回答\n": "一つもありません",
-    }.items():
-        with pytest.raises(WorkshopError, match=message):
-            own_split(write(tmp_path, "broken.csv", text.encode("cp932")), EMBEDDED)
+@pytest.mark.parametrize(("text", "message"), BROKEN["refused"].items())
+def test_a_broken_table_is_one_sentence_with_its_place(tmp_path, text, message):
+    with one_sentence(message):
+        own_split(write_data(tmp_path, "broken.csv", text.encode("cp932")), EMBEDDED)
 
 
 def test_data_is_found_by_name_and_remembered_by_the_run(tmp_path):
@@ -442,7 +358,7 @@ def test_check_and_run_choose_the_same_file(tmp_path, monkeypatch):
     assert check_file(tmp_path).path == tmp_path / "q.csv"
     with pytest.raises(WorkshopError, match="読めるのは"):
         data_path("README.md")
-    save(tmp_path / "r.jsonl", [QA])
+    write_data(tmp_path, "r.jsonl", [QA])
     with pytest.raises(WorkshopError, match=r"決まりません: q\.csv r\.jsonl"):
         check_file(tmp_path)
     monkeypatch.setattr("lib.files.REPOSITORY", tmp_path)

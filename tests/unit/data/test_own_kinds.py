@@ -1,25 +1,19 @@
 """外から届いた誤りの種類 K10〜K16・K25: どの道具が書いた形も、読むか、一度だけ一文で言う。入力は own_kinds.toml。"""
 
 import codecs
-import json
-import tomllib
-from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from conftest import table_beside, write_data
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lib.data.own import check_file, read_own
 
-KINDS = tomllib.loads(Path(__file__).with_name("own_kinds.toml").read_text(encoding="utf-8"))
+KINDS = table_beside(__file__, "own_kinds")
 CELLS = [(code, cell) for code, cells in KINDS["cells"].items() for cell in cells]
+PLAIN = {"question": "ふつう", "answer": "はい。"}
+NAMES = [("質問", "回答"), ("question", "answer"), ("Question", "Answer"), ("instruction", "output")]
 ROWS = [("傘は何本まで", "2本までです。"), ("返却はいつ", "9日以内です。"), ("受付は何階", "4階の「窓口」です。")]
-
-
-def write(folder, name, content):
-    path = folder / name
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return path
 
 
 def lines(path, code):
@@ -28,64 +22,55 @@ def lines(path, code):
 
 @pytest.mark.parametrize("row", KINDS["read"])
 def test_the_shapes_of_other_tools_are_read(tmp_path, row):
-    path = write(tmp_path, "a.jsonl", row)
+    path = write_data(tmp_path, "a.jsonl", row)
     assert {problem.code for problem in check_file(path).problems} <= {"no-licence"}
     (example,) = read_own(path)
     assert (example.question, example.answer) == ("送料は", "500円")
 
 
 def test_a_system_column_is_used(tmp_path):
-    (example,) = read_own(write(tmp_path, "a.csv", "system,question,answer\n傘の係です。,送料は,500円\n"))
+    (example,) = read_own(write_data(tmp_path, "a.csv", "system,question,answer\n傘の係です。,送料は,500円\n"))
     assert example.system == "傘の係です。"
 
 
 @pytest.mark.parametrize(("row", "code", "name"), KINDS["named"])
 def test_a_column_with_a_meaning_is_named_once(tmp_path, row, code, name):
-    plain = '{"question": "ふつう", "answer": "はい。"}'
-    path = write(tmp_path, "a.jsonl", "\n".join([plain, row, row]))
+    path = write_data(tmp_path, "a.jsonl", [PLAIN, row, row])
     (problem,) = [problem for problem in check_file(path).problems if problem.code == code]
     assert problem.line == 2 and name in problem.message and len(read_own(path)) == 3
 
 
 @pytest.mark.parametrize(("row", "code"), KINDS["shapes"])
 def test_a_shape_that_cannot_be_read_is_told_once(tmp_path, row, code):
-    path = write(tmp_path, "a.jsonl", "\n".join([row.replace("\n", "\\n")] * 3))
+    path = write_data(tmp_path, "a.jsonl", [row.replace("\n", "\\n")] * 3)
     errors = [problem.code for problem in check_file(path).problems if problem.level == "error"]
     assert errors == [code]
 
 
 @pytest.mark.parametrize(("code", "cell"), CELLS, ids=[cell for _, cell in CELLS])
 def test_what_tools_leave_in_a_cell_is_found(tmp_path, code, cell):
-    path = write(
-        tmp_path,
-        "a.jsonl",
-        json.dumps({"question": "ふつう", "answer": "はい。"}) + "\n" + json.dumps({"question": "a", "answer": cell}),
-    )
+    path = write_data(tmp_path, "a.jsonl", [PLAIN, {"question": "a", "answer": cell}])
     assert lines(path, code) == [2] and len(read_own(path)) == 2
 
 
 @pytest.mark.parametrize("text", KINDS["clean"]["plain"])
 def test_ordinary_text_is_left_alone(tmp_path, text):
-    path = write(tmp_path, "a.jsonl", json.dumps({"question": "何ですか", "answer": text}))
+    path = write_data(tmp_path, "a.jsonl", [{"question": "何ですか", "answer": text}])
     assert {problem.code for problem in check_file(path).problems} <= {"no-licence"}
 
 
 def test_a_real_card_number_is_still_an_error(tmp_path):
-    path = write(tmp_path, "a.csv", "質問,回答\n番号は,4111111111111111\n番号,378282246310005\n")
+    path = write_data(tmp_path, "a.csv", "質問,回答\n番号は,4111111111111111\n番号,378282246310005\n")
     assert lines(path, "card") == [2, 3]
 
 
-@settings(
-    max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=150, derandomize=True)
 @given(data=st.data())
 def test_any_table_of_a_spreadsheet_gives_the_same_examples(tmp_path, data):
     """区切り・文字コード・改行・題・空の行・索引の列が違っても、読めた件は同じで、検査の通した行を実行が読む。"""
     draw = data.draw
     mark = draw(st.sampled_from(",\t;|"))
-    names = draw(
-        st.sampled_from([("質問", "回答"), ("question", "answer"), ("Question", "Answer"), ("instruction", "output")])
-    )
+    names = draw(st.sampled_from(NAMES))
     codec = draw(st.sampled_from(["utf-8", "utf-8-sig", "double", "utf-16", "cp932", "euc_jp", "iso2022_jp"]))
     table = [list(names), *map(list, ROWS)]
     if draw(st.booleans()):
@@ -102,7 +87,6 @@ def test_any_table_of_a_spreadsheet_gives_the_same_examples(tmp_path, data):
     if draw(st.booleans()):
         text = f"sep={mark}\r\n{text}"
     raw = codecs.BOM_UTF8 * 2 + text.encode() if codec == "double" else text.encode(codec)
-    path = write(tmp_path, "a.csv", raw)
-    report = check_file(path)
+    report = check_file(path := write_data(tmp_path, "a.csv", raw))
     assert not report.count("error"), report.text()
     assert [(example.question, example.answer) for example in read_own(path)] == ROWS

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
 from gguf import GGUFWriter
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -69,7 +69,7 @@ def small_gguf(tmp_path_factory):
     return path.read_bytes()
 
 
-@settings(max_examples=250, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=250, deadline=5000)
 @given(st.data())
 def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
     content = bytearray(small_gguf)

@@ -41,7 +41,7 @@ awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40) | s
 )
 
 
-@settings(max_examples=450, deadline=None)
+@settings(max_examples=450)
 @given(template=awkward, system=awkward, stop=awkward, num_ctx=st.integers(1, 10**6))
 def test_what_is_written_is_read_back(template, system, stop, num_ctx):
     try:

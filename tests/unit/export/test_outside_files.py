@@ -1,12 +1,10 @@
 """外から届いた誤りの種類 K20・K21: どの種類の GGUF も、Ollama の受け取るどの書き方も読む。入力は outside.toml。"""
 
-import tomllib
 from functools import partial
-from pathlib import Path
 
 import numpy
 import pytest
-from conftest import from_notebook, one_sentence
+from conftest import from_notebook, one_sentence, table_beside
 from gguf import GGMLQuantizationType, GGUFWriter, dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,7 +14,7 @@ from lib.export.gguf import KINDS as MIXES
 from lib.export.gguf import open_gguf, quantize
 from lib.export.serve import modelfile, read_modelfile
 
-KINDS = tomllib.loads(Path(__file__).with_name("outside.toml").read_text(encoding="utf-8"))
+KINDS = table_beside(__file__, "outside")
 CELLS = from_notebook("06_merge_to_gguf", "BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type", "run_go", "GO",
                       "render_template")  # fmt: skip
 SHAPES = {"token_embd": (8, 256), "blk.0.attn_v": (32, 256), "blk.0.ffn_down": (64, 256), "blk.0.ssm_in": (33, 31)}
@@ -106,7 +104,7 @@ NAMES = ("from", "system", "template", "license", "adapter", "parameter", "messa
 plain = st.text(alphabet="店の窓口AB<|>./{} \n#", max_size=12)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(st.tuples(st.sampled_from(NAMES), plain), max_size=6), st.data())
 def test_a_modelfile_in_any_spelling_reads_the_same(more, data):
     needed = [("from", "./m.gguf"), ("template", data.draw(plain)), ("system", data.draw(plain))]

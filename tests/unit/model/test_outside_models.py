@@ -1,12 +1,11 @@
 """外から届いた誤りの種類 K17〜K19: 使えるものは使い、使えないものは、本当の理由の一文で断る。入力は outside.toml。"""
 
-import tomllib
 from pathlib import Path
 
 import pytest
 import trl
-from conftest import one_sentence
-from hypothesis import HealthCheck, given, settings
+from conftest import one_sentence, table_beside
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import PEFT_TYPE_TO_CONFIG_MAPPING, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
@@ -19,7 +18,7 @@ from lib.model.generate import render
 from lib.model.load import _PADS, load_tokenizer, mismatches
 from lib.train.trainers import encode_pair
 
-KINDS = tomllib.loads(Path(__file__).with_name("outside.toml").read_text(encoding="utf-8"))
+KINDS = table_beside(__file__, "outside")
 PROMPT = [{"role": "system", "content": "窓口です。"}, {"role": "user", "content": "送料は？"}]
 ROW = {"prompt": PROMPT, "chosen": [{"role": "assistant", "content": "690円です。"}]}
 
@@ -49,7 +48,7 @@ def test_a_usable_pad_is_found_or_the_true_reason_is_given(tmp_path, special, eo
 MARKS = ("<|endoftext|>", "<pad>", "[PAD]", "<unk>", "<s>", "</s>", "<|im_start|>", "<|im_end|>", "<|own|>", "<mask>")
 
 
-@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=120)
 @given(st.lists(st.sampled_from(MARKS), min_size=1, unique=True), st.data())
 def test_any_vocabulary_gives_a_pad_that_is_not_eos_or_the_true_refusal(tmp_path, special, data):
     eos, pad, bos, used = (data.draw(st.sampled_from(choice)) for choice in (special, ["", *special], special, special))

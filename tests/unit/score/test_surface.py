@@ -1,14 +1,12 @@
 """文字と語の似かたの指標: 元の実装と同じ値か。年を間違えた答えを、正しい言い換えより高く採点するか。"""
 
 import json
-import tomllib
 from fractions import Fraction
-from pathlib import Path
 from statistics import fmean
 from types import SimpleNamespace
 
 import pytest
-from conftest import from_notebook, python
+from conftest import from_notebook, python, table_beside
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU, CHRF
 
@@ -18,7 +16,7 @@ from lib.text.quantities import matches
 NAMES = ("bleu", "chrf", "by_word", "rouge_l", "llm_jp_eval", "jsquad", "distinct", "japanese_share", "similar")
 SEVEN = from_notebook("07_evaluation", *NAMES, fmean=fmean)
 ROWS = [row["ja"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")][:60]
-_TABLE = tomllib.loads(Path(__file__).with_name("surface.toml").read_text(encoding="utf-8"))["edges"]
+_TABLE = table_beside(__file__, "surface")["edges"]
 EDGES = [(said, gold, exact, *map(float, map(Fraction, f1))) for said, gold, exact, *f1 in _TABLE]
 ANSWERS = [row["rejected"] for row in ROWS] + [answer for answer, *_ in EDGES]
 REFERENCES = [row["chosen"] for row in ROWS] + [reference for _, reference, *_ in EDGES]

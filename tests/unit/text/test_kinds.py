@@ -4,14 +4,12 @@
 """
 
 import csv
-import tomllib
-from pathlib import Path
 from random import Random
 from unittest.mock import Mock
 
 import pytest
 import torch
-from conftest import from_notebook, preference_rules
+from conftest import from_notebook, preference_rules, table_beside
 
 from lib.data.facts import Example
 from lib.data.own import check_file, own_split, read_own
@@ -22,8 +20,7 @@ from lib.score.answers import is_correct, makes_up_figure
 from lib.text import quantities
 from lib.text.quantities import key_figures, matches, split_items, states
 
-TABLES = (Path(__file__).with_name(f"{name}.toml").read_text(encoding="utf-8") for name in ("kinds", "spelled"))
-KINDS, SPELLED = map(tomllib.loads, TABLES)
+KINDS, SPELLED = table_beside(__file__, "kinds"), table_beside(__file__, "spelled")
 KANJI, WIDE = "〇一二三四五六七八九", str.maketrans("0123456789,", "０１２３４５６７８９，")
 OWN = KINDS["own_cases"] + KINDS["own"]
 

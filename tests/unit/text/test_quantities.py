@@ -63,7 +63,7 @@ def spellings(number):
 NUMBERS = st.one_of(st.integers(0, 120), st.integers(0, 99_999), st.integers(0, 10**16 - 1))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(NUMBERS, NUMBERS)
 def test_every_spelling_of_a_number_matches_itself_and_no_other(number, other):
     for said in spellings(number):
@@ -79,7 +79,7 @@ LETTERS = st.sampled_from("0123456789,.:/-–〜~¥$%時分年月日午後円割
 LETTERS |= st.characters()
 
 
-@settings(max_examples=600, deadline=None)
+@settings(max_examples=600)
 @given(st.text(LETTERS))
 def test_no_text_breaks_the_reader_and_its_figures_are_stated_by_it(text):
     assert all(figure.text for figure in quantities(text)) and not unexpected(text, [text])
@@ -88,7 +88,7 @@ def test_no_text_breaks_the_reader_and_its_figures_are_stated_by_it(text):
     assert all(0 <= start < end <= len(text) for _, start, end in located(text))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.dates(date(1000, 1, 1)), st.dates(date(1000, 1, 1)))
 def test_a_date_matches_itself_in_every_spelling_and_no_other_date(day, other):
     forms = [f"{day.year}年{day.month}月{day.day}日", f"{day.year:04}/{day.month}/{day.day}", day.isoformat()]
