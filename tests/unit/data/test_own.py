@@ -158,7 +158,7 @@ def test_clean_japanese_data_is_left_alone(tmp_path):
 
 def test_ordinary_text_is_not_suspected_and_stays_byte_for_byte(tmp_path):
     for text in BROKEN["clean"]["ordinary"]:
-        assert codes(write_data(tmp_path, "a.jsonl", [ask(text)])) == [("no-licence", 0)], text
+        assert codes(write_data(tmp_path, "a.jsonl", [ask(text), ask("何ですか", text)])) == [("no-licence", 0)], text
     for text in BROKEN["clean"]["plain"]:
         assert normalise_width(text).encode() == text.encode()
         assert read_own(write_data(tmp_path, "a.jsonl", [ask(text)]))[0].question == text.strip()
@@ -283,8 +283,8 @@ def test_every_shape_becomes_the_same_question_and_answer(tmp_path):
         assert row.system and (row.system == "係") == ("system" in other)
         assert row.figures == tuple(other.get("figures", ["500円"])) and len(row.history) == other.get("turns", 0)
         assert (row.fact_id == got[0].fact_id) == ("fact" not in other)
-    assert got[6].history[1] == {"role": "assistant", "content": "答え"}
-    assert [m["role"] for m in got[6].prompt()] == ["system", "user", "assistant", "user"]
+    assert got[-1].history[1] == {"role": "assistant", "content": "答え"}
+    assert [m["role"] for m in got[-1].prompt()] == ["system", "user", "assistant", "user"]
 
 
 def test_a_school_csv_made_by_excel_becomes_a_split():

@@ -74,8 +74,7 @@ def small_gguf(tmp_path_factory):
 def test_a_poisoned_gguf_header_is_one_sentence(small_gguf, tmp_path, data):
     content = bytearray(small_gguf)
     for _ in range(data.draw(st.integers(1, 4))):
-        place = data.draw(st.integers(0, len(content) - 9))
-        width = data.draw(st.sampled_from([1, 4, 8]))
+        place, width = data.draw(st.integers(0, len(content) - 9)), data.draw(st.sampled_from([1, 4, 8]))
         content[place : place + width] = data.draw(st.binary(min_size=width, max_size=width) | st.just(b"\xff" * width))
     content = content[: data.draw(st.integers(0, len(content)) | st.just(len(content)))]
     path = tmp_path / "a.gguf"
@@ -153,13 +152,11 @@ def one_more_word(folder):
     tokenizer.save_pretrained(folder)
 
 
-@pytest.mark.parametrize(
-    ("spoil", "said"),
-    [
-        *((spoil, "トークナイザの分け方を知りません") for spoil in (replaced_tokenizer, read_as_qwen2)),
-        *((nobodys_shape, "この形のモデルを知りません"), (one_more_word, "語彙が、モデルの埋め込みより多い")),
-    ],
-)
+SPOILED = [(spoil, "トークナイザの分け方を知りません") for spoil in (replaced_tokenizer, read_as_qwen2)]
+SPOILED += [(nobodys_shape, "この形のモデルを知りません"), (one_more_word, "語彙が、モデルの埋め込みより多い")]
+
+
+@pytest.mark.parametrize(("spoil", "said"), SPOILED)
 def test_a_model_that_cannot_be_converted_is_refused_in_one_sentence(tmp_path, tiny_copy, spoil, said):
     spoil(tiny_copy)
     with one_sentence(said):

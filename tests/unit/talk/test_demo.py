@@ -5,6 +5,7 @@ import sys
 import time
 import urllib.error
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import pytest
 from conftest import from_notebook, one_sentence
@@ -203,40 +204,39 @@ def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
 
 
 @pytest.fixture
-def looked_at(monkeypatch, tmp_path):
-    """下見の結果（検査の名前 → 見つけたこと）。行列積は測らず、録画した機械と同じ速さとする。"""
+def preflight_says(monkeypatch, tmp_path):
+    """下見が、検査の名前 → (重さ, 言葉) のとおりに言うかを見る。行列積は測らず、録画した機械と同じ速さとする。"""
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
     monkeypatch.setattr(venue, "race", lambda: (1, read_json(RECORDING)["gflops"], 1.0))
-    return lambda: {finding.check: finding for finding in venue.findings(get_profile("talk"))}
+
+    def compare(**expected):
+        found = {finding.check: finding for finding in venue.findings(get_profile("talk"))}
+        for name, (level, word) in expected.items():
+            assert found[name].level == level and word in str(found[name]), name
+
+    return compare
 
 
-def test_preflight_sees_what_is_missing(looked_at, monkeypatch, tmp_path):
-    def offline(*_, **__):
-        raise urllib.error.URLError("届かない")
-
+def test_preflight_sees_what_is_missing(preflight_says, monkeypatch, tmp_path):
     monkeypatch.setattr(venue.shutil, "disk_usage", lambda path: SimpleNamespace(free=10**9))
-    monkeypatch.setattr(venue.urllib.request, "urlopen", offline)
-    found = looked_at()
-    assert {found[name].level for name in ("部品", "フォント", "llama.cpp", "実演")} == {"ok"} and "空きメモリ" in found
-    said = {"モデル": ("fatal", "make fetch"), "変換器": ("warning", "make fetch")}
-    said |= {"空き容量": ("fatal", "1.0 GB"), "回線": ("warning", "つながりません")}
-    for name, (level, word) in said.items():
-        assert found[name].level == level and word in str(found[name]), name
+    monkeypatch.setattr(venue.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**30))
+    monkeypatch.setattr(venue.urllib.request, "urlopen", Mock(side_effect=urllib.error.URLError("届かない")))
+    lacking = {"モデル": ("fatal", "make fetch"), "変換器": ("warning", "make fetch"), "空き容量": ("fatal", "1.0 GB")}
+    lacking |= {"空きメモリ": ("warning", "1.0 GiB"), "回線": ("warning", "つながりません"), "llama.cpp": ("ok", "")}
+    preflight_says(部品=("ok", ""), フォント=("ok", ""), 実演=("ok", ""), **lacking)
     assert not list(tmp_path.iterdir()), "下見は何も取得しない"
 
 
-def test_wrong_versions_and_broken_parts_are_named(looked_at, monkeypatch, tmp_path):
+def test_wrong_versions_and_broken_parts_are_named(preflight_says, monkeypatch, tmp_path):
     model = tmp_path / f"smollm2-135m-{MODELS['smollm2-135m'].wheel['sha256'][:12]}"
     write_json(model / "manifest.json", {"sha256": {"model.safetensors": "0"}})
     monkeypatch.setattr(venue, "distributions", lambda name: [SimpleNamespace(version="0.0.1")])
     monkeypatch.setattr(venue, "findfont", lambda name: "DejaVuSans.ttf")
     monkeypatch.setitem(sys.modules, "xllamacpp", None)
-    found = looked_at()
-    assert found["部品"].level == found["フォント"].level == found["モデル"].level == "fatal"
-    assert "torch 0.0.1" in found["部品"].found and found["llama.cpp"].level == "warning"
-    assert "欠けているか壊れています" in found["モデル"].found
+    broken = {"部品": ("fatal", "torch 0.0.1"), "llama.cpp": ("warning", "")}
+    preflight_says(モデル=("fatal", "欠けているか壊れています"), フォント=("fatal", ""), **broken)
     monkeypatch.setattr(venue, "distributions", lambda name: [])
-    assert "torch が無い" in looked_at()["部品"].found
+    preflight_says(部品=("fatal", "torch が無い"))
 
 
 @pytest.mark.parametrize(("faster", "level"), [(1, "ok"), (100, "ok"), (0.01, "warning")])
