@@ -70,7 +70,7 @@ mutate: $(READY) # 大事な所をわざと壊し、テストが赤くなるか�
 	@PYTHONPATH=. $(BIN)/python tests/maintain/mutations.py
 
 chaos: $(READY) # 段の途中で 120 回止め（kill -9・Ctrl-C・書込みの失敗）、何も失われないかを見る
-	@PYTHONPATH=. OMP_NUM_THREADS=1 $(BIN)/python tests/maintain/chaos.py
+	@PYTHONPATH=.:tests/unit/train OMP_NUM_THREADS=1 $(BIN)/python tests/maintain/chaos.py
 
 bench: $(READY) # 速さを測る（この教材の学習 対 素の書き方。40 分ほど、ほかの処理を止めて）
 	@PYTHONPATH=. $(BIN)/python tests/maintain/bench.py

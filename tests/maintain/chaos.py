@@ -1,6 +1,6 @@
 """段の途中で、kill -9・Ctrl-C・書込みの失敗を起こし、もう一度走らせて、何も失われないことを見る。`make chaos` の中身。
 
-使い方: python tests/maintain/chaos.py [止める回数（既定 120）] [乱数の種]
+使い方: PYTHONPATH=.:tests/unit/train python tests/maintain/chaos.py [止める回数（既定 120）] [乱数の種]
 
 重みは乱数の小さなモデルで、配管だけを見る。import に時間が掛かるので、用意の済んだ親を fork して殺す。
 ディスクがいっぱいになる代わりに、書けるファイルの大きさを RLIMIT_FSIZE で絞る（write(2) が失敗する点は同じ）。
@@ -24,13 +24,11 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
-from datasets import Dataset
 from gguf import GGMLQuantizationType, GGUFWriter
-from peft import LoraConfig
 from safetensors.torch import load
 from tqdm import tqdm
+from train_tiny import lora, make_trainer
 from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
-from trl import DPOConfig, SFTConfig
 
 from lib.data.facts import make_split, read_examples, write_examples
 from lib.export.gguf import quantize
@@ -51,7 +49,6 @@ tqdm.set_lock(threading.RLock())
 tqdm.monitor_interval = 0
 PROFILE = replace(get_profile("smoke"), sources=("local",))
 WAYS = ("kill -9", "Ctrl-C", "書込みの失敗")
-COMMON = {"per_device_train_batch_size": 2, "seed": 0, "activation_checkpointing": False, **PROFILE.trainer_arguments()}
 
 
 def make_data(run):
@@ -72,29 +69,26 @@ class Slow(TrainerCallback):
         time.sleep(0.2)
 
 
-def learn(run, path, kind, model, config, rows, label, resume=None, **more):
-    """学習し、アダプタを `path` に置く。損失の記録を返す。"""
+def learn(run, path, label, model, rows, kind=AnswerOnlyTrainer, adapter=None, **settings):
+    """学習し（adapter を渡せば、続きから）、アダプタを `path` に置く。損失の記録を返す。"""
     torch.manual_seed(0)
-    monitor, tokenizer = LossMonitor(label), load_tokenizer(resolve(PROFILE))
-    more |= {"train_dataset": Dataset.from_list(rows), "processing_class": tokenizer, "callbacks": [monitor, Slow()]}
-    trainer = kind(model, args=config, **more)
+    monitor, output = LossMonitor(label), path.parent / "trainer"
+    settings |= {"per_device_train_batch_size": 2, "seed": 0}
+    trainer = make_trainer(model, output, rows, kind, adapter, [monitor, Slow()], **settings)
+    resume = adapter and resume_point(output, trainer.args.to_dict(), adapter.to_dict(), rows)
     trainer.train(resume_from_checkpoint=resume)
     with run.making(path) as target:
         trainer.model.save_pretrained(target, selected_adapters=["default"])
-        tokenizer.save_pretrained(target)
+        trainer.processing_class.save_pretrained(target)
     return [{"step": row["step"], "loss": round(row["loss"], 3)} for row in monitor.history if "loss" in row]
 
 
 def make_adapter(run):
-    stage, train = run.stage("04_lora_sft"), examples(run)
-    often = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2}
-    config = SFTConfig(output_dir=str(stage / "trainer"), learning_rate=5e-3, **often, **COMMON)
-    lora = LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")
-    resume = resume_point(Path(config.output_dir), config.to_dict(), lora.to_dict(), train)
-    rows, model = [example.sft_row() for example in train], load_model(resolve(PROFILE), PROFILE)
-    history = learn(run, stage / "adapter", AnswerOnlyTrainer, model, config, rows, "SFT", resume, peft_config=lora)
+    stage, rows = run.stage("04_lora_sft"), [example.sft_row() for example in examples(run)]
+    often = {"max_steps": 6, "save_steps": 2, "save_total_limit": 2, "learning_rate": 5e-3}
+    history = learn(run, stage / "adapter", "SFT", resolve(PROFILE), rows, adapter=lora(), **often)
     write_json(stage / "training_results.json", {"history": history, "seconds": 0})
-    shutil.rmtree(config.output_dir)
+    shutil.rmtree(stage / "trainer")
     run.finish("04_lora_sft", {"final_loss": history[-1]["loss"]})
 
 
@@ -103,10 +97,9 @@ def make_preference(run):
     sides = zip(rows, reversed(rows), strict=True)
     pairs = [{"prompt": a["prompt"], "chosen": a["completion"], "rejected": b["completion"]} for a, b in sides]
     loss = {"loss_type": ["sigmoid", "sft"], "loss_weights": [1.0, 1.0], "precompute_ref_log_probs": True}
-    few = {"output_dir": str(stage / "dpo_trainer"), "max_steps": 4, "save_strategy": "no"}
-    config = DPOConfig(learning_rate=1e-3, **few, **loss, **COMMON)
+    few = {"max_steps": 4, "save_strategy": "no", "learning_rate": 1e-3}
     model = load_model(run.folder / "04_lora_sft" / "adapter", PROFILE, trainable=True)
-    learn(run, stage / "dpo_adapter", PairTrainer, model, config, pairs, "DPO")
+    learn(run, stage / "dpo_adapter", "DPO", model, pairs, PairTrainer, **few, **loss)
     run.finish("05_preference", {"pair_accuracy": 1.0})
 
 
@@ -142,7 +135,7 @@ def artefacts(run, stage):
     folder, found = run.folder / stage, {}
     for path in filter(Path.is_file, sorted(folder.rglob("*"))):
         parts = path.relative_to(folder).parts
-        left_out = {"trainer", "dpo_trainer"} & {parts[0]} or path.name in ("manifest.json", "README.md")
+        left_out = parts[0] == "trainer" or path.name in ("manifest.json", "README.md")
         if not left_out and not any(part.startswith(".") for part in parts):
             found["/".join(parts)] = path.read_bytes()
     return found

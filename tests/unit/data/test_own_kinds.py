@@ -16,10 +16,6 @@ NAMES = [("質問", "回答"), ("question", "answer"), ("Question", "Answer"), (
 ROWS = [("傘は何本まで", "2本までです。"), ("返却はいつ", "9日以内です。"), ("受付は何階", "4階の「窓口」です。")]
 
 
-def lines(path, code):
-    return [problem.line for problem in check_file(path).problems if problem.code == code]
-
-
 @pytest.mark.parametrize("row", KINDS["read"])
 def test_the_shapes_of_other_tools_are_read(tmp_path, row):
     path = write_data(tmp_path, "a.jsonl", row)
@@ -45,7 +41,8 @@ def test_a_shape_that_cannot_be_read_is_told_once(tmp_path, row, code):
 @pytest.mark.parametrize(("code", "cell"), CELLS, ids=[cell for _, cell in CELLS])
 def test_what_tools_leave_in_a_cell_is_found(tmp_path, code, cell):
     path = write_data(tmp_path, "a.jsonl", [PLAIN, {"question": "a", "answer": cell}])
-    assert lines(path, code) == [2] and len(read_own(path)) == 2
+    assert [problem.line for problem in check_file(path).problems if problem.code == code] == [2]
+    assert len(read_own(path)) == 2
 
 
 @settings(max_examples=150, derandomize=True)

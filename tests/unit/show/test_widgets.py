@@ -75,8 +75,7 @@ def test_pieces_hold_every_id_and_every_character_once_and_a_split_character_in_
 
 def test_the_smallest_that_fits_is_chosen():
     sizes = {"F16": (200.0, 1.0, 0.9), "Q8": (100.0, 0.99, 0.9), "Q4": (60.0, 0.97, 0.9), "Q2": (40.0, 0.99, 0.8)}
-    names = ("megabytes", "agreement", "correct")
-    table = {kind: dict(zip(names, values, strict=True)) for kind, values in sizes.items()}
+    table = pd.DataFrame(sizes, index=["megabytes", "agreement", "correct"]).to_dict()
     asked = [(300, 0.98, 0.9), (300, 0.9, 0.9), (300, 0.98, 0.5), (50, 0.98, 0.9), (300, 1.0, 0.9)]
     assert [smallest_fit(table, *limits) for limits in asked] == ["Q8", "Q4", "Q2", None, "F16"]
 
