@@ -30,6 +30,7 @@ def results_table(seeds: Mapping[str, Any]) -> str:
         "unseen": ("未学習の事実（0 であるべき）", split.unseen),
         "unanswerable": ("回答不能な質問の回答拒否率", split.ask_test),
         "general": ("一般の質問（易しい）", general_questions("en")),
+        "ordinary": ("一般の質問（ふつう）", general_questions("en", "ordinary")),
     }
     rows = {}
     for part, (label, asked) in parts.items():

@@ -42,6 +42,8 @@ def test_expected_values_cover_the_promises_of_the_readme():
     assert len(set(expected["seeds"])) >= 3 and all(rule["why"] for rule in expected["metrics"].values())
     value = {name: rule.get("value") for name, rule in expected["metrics"].items()}
     assert value["03_baseline.near_accuracy"] <= 0.05 and value["07_evaluation.sft_near_accuracy"] >= 0.90
+    for part in ("far", "general", "ordinary"):  # 0 に落ちたら赤くなる（幅が広すぎない）
+        assert not allowed(0.0, expected["metrics"][f"07_evaluation.sft_{part}_accuracy"]), part
     assert value["07_evaluation.sft_unseen_accuracy"] <= 0.05 and value["06_merge_to_gguf.f16_token_agreement"] >= 0.99
 
 
