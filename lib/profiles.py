@@ -43,7 +43,6 @@ class Profile:
     sft_batch: int = 8  # 4 より 1 ステップあたりの例が多く、速い
     sft_learning_rate: float = 7e-4  # 5e-4 では near が 92%、1e-3 では忘却が大きかった。7B の定番は 2e-4
     lora_rank: int = 64  # 16 より far が高かった（試しの記録: 50〜63% と 38%）
-    # 下の 10 層を外すと 1 割速く、忘却も軽い（一般の質問 25% と 4%）が、near は 3 種の平均で 99% から 95% に下がった
     lora_from_layer: int = 0  # LoRA を付ける最初の層。速さの比は `make bench` が測る
     patience: int = 2  # 検証損失が何エポック続けて最良を更新しなければ止めるか。1 回の上下では止めない
     max_length: int = 256  # 1 例の最大トークン数。最長の例が 148 トークン。切り詰めは 0 件（02 で確かめる）

@@ -23,8 +23,8 @@ from lib.profiles import MODELS, Profile, get_profile
 OUTPUTS = Path(os.environ.get("WORKSHOP_OUTPUTS") or REPOSITORY / "outputs").resolve()
 EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
-STAGES: tuple[str, ...] = ("01_concepts", "02_dataset", "03_baseline", "04_lora_sft", "05_preference")
-STAGES += ("06_merge_to_gguf", "07_evaluation", "08_ladder")
+_MAIN = "01_concepts 02_dataset 03_baseline 04_lora_sft 05_preference 06_merge_to_gguf 07_evaluation 08_ladder"
+STAGES = tuple(_MAIN.split())
 APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab")  # 単独で実行する
 BUILT_IN = "support"
 # 一回の実行だけで替えてよいプロファイルの値と、その確かめかた。
@@ -53,8 +53,7 @@ class Run:
         numbers = "  ".join(f"{name} {number}" for name, number in list(versions().items())[:5])
         place = f"出力先: {self.folder}   モデル: {self.profile.model}"
         mac = platform.system() == "Darwin" and platform.machine() == "arm64"
-        colab = os.environ.get("COLAB_GPU", "0") not in ("", "0")
-        gpu = "mac" if mac else "colab" if colab else "cuda" if shutil.which("nvidia-smi") else ""
+        gpu = "mac" if mac else "colab" if os.environ.get("COLAB_GPU") else "cuda" if shutil.which("nvidia-smi") else ""
         said = f'\nこの機械の GPU を使うなら PROFILE = "{gpu}"（日本語を読むモデルと、日本語のデータ）'
         place += f"   データ: {self.profile.lang}   デバイス: {self.profile.device} / {self.profile.dtype}"
         return f"{numbers}\n{place}{said if gpu and self.profile.device == 'cpu' else ''}"
@@ -189,6 +188,8 @@ def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[s
         record = {"settings": dict(settings), "result": compute(settings), "date": date, "versions": versions()}
         write_json(path, record | {"machine": f"{torch.get_num_threads()} スレッドの {platform.machine()}"})
         return Point(settings, record["result"], "いま計算")
-    if found := read_json(RECORDED, {}).get(key_of(settings)):
-        return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}）")
+    bare, rows = key_of({**settings, "data": ""}), read_json(RECORDED, {}).values()
+    if found := next((row for row in rows if key_of({**row["settings"], "data": ""}) == bare), None):
+        later = "" if found["settings"].get("data") == settings.get("data") else "。質問は、そのあとで書き直した"
+        return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}{later}）")
     return Point(settings, {}, "まだ測っていない（PROFILE=full で計算する）")

@@ -50,7 +50,7 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     """ふだんの実行では学習せず、録画を「録画」と言って見せる。失敗の実験室だけは、その場で失敗を起こす。"""
     lab = name == "A3_failure_lab"
     run = "pytest-appendix" if lab else "pytest-recorded"
-    code, output = ran("--profile", "smoke" if lab else "embedded", "--run", run, "--no-index", name, timeout=300)
+    code, output = ran("--profile", "smoke" if lab else "smollm2-ja", "--run", run, "--no-index", name, timeout=300)
     assert code == 0, output
     metrics = read_json(OUTPUTS / run / name / "metrics.json")
     if lab:

@@ -198,6 +198,8 @@ def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
     shutil.rmtree(lib.run.EXPERIMENTS)
     played = measured(run, SETTINGS, never)
     assert played.result == {"near": 0.25} and played.origin.startswith("録画（20") and "スレッド" in played.origin
+    later = measured(run, {**SETTINGS, "data": "書き直した質問"}, never)
+    assert later.result == played.result and "そのあとで書き直した" in later.origin
 
 
 def test_every_recorded_point_still_belongs_to_its_settings():
