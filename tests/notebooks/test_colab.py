@@ -33,7 +33,7 @@ def test_the_badge_opens_this_very_notebook_and_the_setup_is_short_and_the_same(
     code, setup = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"], setup_cell(path)
     assert setup == setup_cell(NOTEBOOKS[0]) and len(setup.splitlines()) <= 8
     assert f"https://github.com/{address()}" in setup and f'"{CLONE}/lib/bootstrap.py"' in setup
-    data = ", data=DATA" if path.stem == "02_dataset" else ""
+    data = ", data=DATA, lang=DATA_LANG" if path.stem == "02_dataset" else ""
     opened = f"run = open_run(PROFILE, RUN, SEED{data})\nprofile = run.profile\nprint(run)"
     after = code[code.index(setup) + 1]
     assert after == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"

@@ -50,7 +50,7 @@ def test_the_notebooks_train_on_a_four_bit_base(tiny_llama, monkeypatch):
     monkeypatch.setitem(profiles.PROFILES, "colab-qlora", replace(profiles.PROFILES["colab-qlora"], **small))
     monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_llama))
     monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
-    monkeypatch.setattr(models, "prepare_cpu", lambda: "測らない")
+    monkeypatch.setattr(models, "prepare_cpu", lambda profile, folder: profile)
     monkeypatch.chdir(REPOSITORY / "notebooks")
     given = {"PROFILE": "colab-qlora", "RUN": "pytest-qlora", "SEED": 0, "DATA": ""}
     run_cells("02_dataset", **given)
