@@ -150,7 +150,7 @@ def require(run: Run, *names: str) -> None:
         return
     print(f"上流の成果物がまだありません: {', '.join(missing)}。今から作ります。", flush=True)
     command = [sys.executable, "-m", "lib.execute", "--profile", run.profile.name, "--run", run.folder.name]
-    command += ["--seed", str(run.seed), "--data", run.data, "--no-index", *missing]
+    command += ["--seed", str(run.seed), "--no-index", *missing]  # ほかの設定は、実行（run.json）が覚えている
     pipe, last = subprocess.PIPE, ""
     with subprocess.Popen(command, cwd=REPOSITORY, stdout=pipe, stderr=subprocess.STDOUT, encoding="utf-8") as process:
         for line in process.stdout or ():
@@ -168,7 +168,7 @@ def _fitting(name: str, data: str) -> str:
     if os.environ.get("WORKSHOP_ACCEPT_GEMMA_TERMS") == "yes":
         print(f"データが日本語なので、日本語を読むモデルのプロファイル {other} で実行します。")
         return other
-    print(f"✋ {profile.model} は日本語を読めません。PROFILE={other} なら読めます（規約への同意が必要です）。")
+    print(f"⚠ {profile.model} は日本語を読めません。PROFILE={other} なら読めます（規約への同意が必要です）。")
     return name
 
 

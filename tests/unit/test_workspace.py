@@ -73,6 +73,15 @@ def test_own_data_in_japanese_gets_a_model_that_reads_it(monkeypatch, capsys, ac
     assert capsys.readouterr().out == ""
 
 
+def test_a_missing_stage_is_made_with_what_the_run_remembers(tmp_path, monkeypatch):
+    run = open_run("embedded", "x", outputs=tmp_path, data="school")
+    started = Mock(side_effect=InterruptedError)
+    monkeypatch.setattr(execute.subprocess, "Popen", started)
+    with pytest.raises(InterruptedError):
+        execute.require(run, "02_dataset")
+    assert "--data" not in started.call_args[0][0], "渡すと、開いたときと違うプロファイルが選ばれることがある"
+
+
 def test_writing_never_leaves_half_a_file(tmp_path, monkeypatch):
     path = write_text(tmp_path / "a.json", "前の内容")
     monkeypatch.setattr(lib.files.os, "replace", Mock(side_effect=OSError(28, "No space left on device")))
