@@ -3,7 +3,6 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import chain
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -14,6 +13,7 @@ from jinja2 import Environment, FileSystemLoader, select_autoescape
 from matplotlib.figure import Figure
 
 from lib.data.facts import DATA, read_jsonl
+from lib.text.quantities import located
 
 BLUE, ORANGE, GREEN, RED, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#8a8f98"  # Okabe & Ito 2008: 色覚に強い
 plt.rcParams.update({"figure.figsize": (8, 3.6), "axes.spines.top": False, "axes.spines.right": False})
@@ -26,26 +26,26 @@ def _pairs(english: Any, japanese: Any) -> Iterator[tuple[str, str]]:
     if isinstance(english, str):
         yield english, japanese
         yield re.split(r"(?<=\.)\s", english)[0], re.split(r"(?<=。)", japanese)[0]  # 断りは、初めの一文だけを使う
-    elif isinstance(english, list):
-        yield from chain.from_iterable(map(_pairs, english, japanese))
-    elif isinstance(english, dict):
-        yield from chain.from_iterable(_pairs(text, japanese.get(key, text)) for key, text in english.items())
+    else:
+        both = english.items() if isinstance(english, dict) else enumerate(english[: len(japanese)])
+        for key, text in both:
+            yield from _pairs(text, japanese[key])
 
 
 @cache
 def _twins() -> dict[str, str]:
     """英語の質問と正解 → 日本語の対訳（data/support と data/general の en と ja）。"""
     files = [*(DATA / "support").glob("*.jsonl"), *(DATA / "general").glob("*.jsonl")]
-    return dict(chain.from_iterable(_pairs(row["en"], row["ja"]) for path in files for row in read_jsonl(path)))
+    return dict(pair for path in files for row in read_jsonl(path) for pair in _pairs(row["en"], row["ja"]))
 
 
 def picture(template: str, **values: Any) -> HTML:
     """雛形（data/templates、data/pictures）に値を入れる。.html では、値の中の HTML を文字として見せる。"""
-    return HTML(_TEMPLATES.get_template(template).render(values, twins=_twins()))
+    return HTML(_TEMPLATES.get_template(template).render(values, twins=_twins(), located=located))
 
 
 def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:
-    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` があれば、緑か赤に塗る。英語の質問と正解には、対訳を添える。"""
+    """答えを並べた表。columns は列の鍵 → 見出し。`*_ok` があれば塗り、数値に印。英語の質問と正解には対訳を添える。"""
     return picture("answers.html", rows=rows, columns=columns)
 
 

@@ -9,61 +9,63 @@ from typing import Any
 
 import pandas
 
-from lib.data.facts import general_questions, make_split
 from lib.errors import command_line
 from lib.files import REPOSITORY, read_json, write_text
-from lib.profiles import get_profile
-from lib.score.answers import wilson
-from lib.score.exam import PARTS, model_verdicts
+from lib.score.exam import model_verdicts
 
 README, SEEDS = REPOSITORY / "README.md", REPOSITORY / "data" / "recorded" / "seeds.json"
+# 部分 → 名前と、事実と質問の数（どちらの言語でも同じ）
+LABELS = {
+    "near": "言い換え（近い）",
+    "far": "言い換え（遠い）",
+    "unseen": "未学習の事実（0 であるべき）",
+    "unanswerable": "回答不能な質問の回答拒否率",
+    "general": "一般の質問（易しい）",
+    "ordinary": "一般の質問（ふつう）",
+}
 NAMES = {"base": "学習前", "sft": "SFT", "dpo": "SFT + DPO"}
 _BLOCK = re.compile(r"(<!-- 結果の表 -->\n).*?(<!-- 表の終わり -->)", re.DOTALL)
 
 
-def results_table(seeds: Mapping[str, Any]) -> str:
-    """結果の表（Markdown）。seeds は、シード → {段: {指標: 値}}。角括弧は最初のシードの 95% 区間。"""
-    split = make_split(get_profile("embedded"))
-    parts = {
-        "near": (f"教えた {len(split.dev)} 事実の言い換え（近い）", split.near),
-        "far": ("言い換え（遠い。話題の語を使わない）", split.far),
-        "unseen": ("未学習の事実（0 であるべき）", split.unseen),
-        "unanswerable": ("回答不能な質問の回答拒否率", split.ask_test),
-        "general": ("一般の質問（易しい）", general_questions("en")),
-        "ordinary": ("一般の質問（ふつう）", general_questions("en", "ordinary")),
-    }
-    rows = {}
-    for part, (label, asked) in parts.items():
-        cells, facts = [], len({example.fact_id for example in asked})
-        for model in NAMES:
-            values = [row["07_evaluation"][f"{model}_{part}_accuracy"] for row in seeds.values()]
-            around = wilson(values[0] * facts, facts)  # 幅は、質問でなく独立な事実の数で決める
-            shown = " / ".join(f"{100 * value:.1f}" for value in (values[:1] if model == "base" else values))
-            cells.append(f"{shown}% [{100 * around.low:.1f}, {100 * around.high:.1f}]")
-        rows[f"{label}（{len(asked)} 問）"] = cells
-    return pandas.DataFrame.from_dict(rows, orient="index", columns=NAMES.values()).to_markdown()
+def shares(by_seed: Mapping[str, Any]) -> dict[str, list[str]]:
+    """モデル → 部分ごとの正答率（シードの順。どのシードでも同じ値は一度だけ）。"""
+    found = {}
+    for model, name in NAMES.items():
+        rows = [
+            [f"{100 * row['07_evaluation'][f'{model}_{part}_accuracy']:.0f}" for part in LABELS]
+            for row in by_seed.values()
+        ]
+        found[name] = [" / ".join(values if len(set(values)) > 1 else values[:1]) for values in zip(*rows, strict=True)]
+    return found
 
 
-def verdict_lines(right: Mapping[str, Mapping[str, list[str]]]) -> str:
-    """07 の六つの判定（Markdown の箇条書き）。right は、部分 → 事実 → モデルごとの正誤（質問の順の 0 と 1）。"""
+def judged(by_seed: Mapping[str, Any]) -> dict[str, str]:
+    """最初のシードの六つの判定（07 と同じ検定）。正誤は、部分 → 事実 → モデルごとの、質問の順の 0 と 1。"""
     rows = {
         name: [
             {"part": part, "fact": fact, "question": f"{fact} {n}", "correct": mark == "1"}
-            for part, facts in right.items() for fact, marks in facts.items() for n, mark in enumerate(marks[place])
+            for part, facts in next(iter(by_seed.values()))["right"].items()
+            for fact, marks in facts.items() for n, mark in enumerate(marks[place])
         ]
         for place, name in enumerate(NAMES.values())
     }  # fmt: skip
-    return "".join(f"\n- {a} → {b}、{PARTS[p]}: {found}" for (a, b, p), found in model_verdicts(rows).items())
+    found = {f"{a} → {b}、{LABELS[p]}": str(change) for (a, b, p), change in model_verdicts(rows).items()}
+    return {key: text.partition("、")[2] or text for key, text in found.items()}
 
 
 def filled(text: str, seeds: Mapping[str, Any]) -> str:
-    """README の文に、表を入れ直したもの。"""
-    first = next(iter(seeds.values()))
-    told = f"\n\nシード {next(iter(seeds))} の判定:\n{verdict_lines(first['right'])}" if "right" in first else ""
-    return _BLOCK.sub(lambda block: f"{block[1]}{results_table(seeds)}{told}\n{block[2]}", text)
+    """README の文に、二つの表（正答率と判定）を入れ直したもの。seeds は、プロファイル → シード → {段: {指標: 値}}。"""
+    chosen = {name: seeds[name] for name in ("embedded", "embedded-ja") if name in seeds}
+    table = pandas.DataFrame({f"{p} {m}": v for p in chosen for m, v in shares(chosen[p]).items()}, LABELS.values())
+    tables = [
+        table.rename_axis("正答率（%）"),
+        pandas.DataFrame({p: judged(chosen[p]) for p in chosen}).rename_axis("シード 0 の判定"),
+    ]
+    shown = "\n\n".join(re.sub(" {2,}", " ", re.sub("-{3,}", "--", one.to_markdown())) for one in tables)
+    return _BLOCK.sub(lambda block: f"{block[1]}{shown}\n{block[2]}", text)
 
 
 if __name__ == "__main__":
     with command_line():
-        write_text(README, filled(README.read_text(encoding="utf-8"), read_json(SEEDS)["embedded"]))
+        write_text(README, filled(README.read_text(encoding="utf-8"), read_json(SEEDS)))
         print(f"表を書き直しました: {README}")

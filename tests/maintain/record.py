@@ -10,7 +10,10 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
+import pandas
+
 import lib.run as run_room
+from lib.data.facts import FAR_FORMS
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import race
@@ -18,7 +21,7 @@ from lib.run import STAGES, Run, reopen, versions
 from lib.talk.plan import RECORDING
 
 EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
-SEEDS = REPOSITORY / "data" / "recorded" / "seeds.json"
+SEEDS, ANSWERS = (REPOSITORY / "data" / "recorded" / f"{name}.json" for name in ("seeds", "answers"))
 # 割合の最低の幅。32 問の 1 問（3.1 点）より狭いので、1 問の違いも赤になる。
 _LEAST_SHARE = 0.03
 _TABLES = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
@@ -32,11 +35,16 @@ def collect(run: Run) -> dict[str, float]:
     return {f"{stage}.{k}": float(value) for stage, found in done.items() for k, value in found if not k.endswith(slow)}
 
 
-def allowed(value: float | None, rule: dict[str, Any]) -> bool:
-    """値が、期待値の許す範囲にあるか。無い値と NaN は範囲外。"""
+def precision(run: Run) -> str:
+    """学習の計算の精度（"mixed" か "float32"）。04 がまだなら空。"""
+    return read_json(run.folder / "precision.json", {}).get("precision", "")
+
+
+def allowed(value: float | None, rule: dict[str, Any], times: int = 1) -> bool:
+    """値が、期待値の許す範囲（幅は times 倍）にあるか。無い値と NaN は範囲外。"""
     if value is None:
         return False
-    return value <= rule["at_most"] if "at_most" in rule else abs(value - rule["value"]) <= rule["tolerance"]
+    return value <= rule["at_most"] if "at_most" in rule else abs(value - rule["value"]) <= times * rule["tolerance"]
 
 
 def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
@@ -74,23 +82,43 @@ def right_by_fact(run: Run) -> dict[str, dict[str, list[str]]]:
     return {part: {fact: list(marks.values()) for fact, marks in facts.items()} for part, facts in found.items()}
 
 
+def kept_answers(run: Run) -> dict[str, dict[str, list[str]]]:
+    """07 の答え。部分（near は依頼の言い回しだけ）→ 質問・正解・モデルごとの、同じ順の文の列。"""
+    table = pandas.DataFrame(read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"))
+    table = table[table["form"].isin(["request", *FAR_FORMS])].replace({"model": {"base": "学習前"}})
+    found = {}
+    for part in ("near", "far"):
+        rows = table[table["part"] == part]
+        wide = rows.pivot_table("answer", ["question", "reference"], "model", aggfunc="first", sort=False)
+        found[part] = wide.reset_index().to_dict("list")
+    return found
+
+
+def by_seed(*runs: Run) -> dict[str, dict[str, Any]]:
+    """シード → 日付、終わった段の指標、07 の正誤。"""
+    dates = {run: read_json(run.folder / "run.json")["created"][:10] for run in runs}
+    done = {run: {stage: run.metrics(stage) for stage in STAGES if run.is_done(stage)} for run in runs}
+    return {str(run.seed): {"date": dates[run], **done[run], "right": right_by_fact(run)} for run in runs}
+
+
 def record(*runs: Run) -> None:
-    """同じプロファイルの、シードの違う 3 つ以上の実行から、期待値と、シードごとの記録済みの結果を書く。"""
+    """同じプロファイルと精度の、シードの違う 3 つ以上の実行から、期待値と記録を書く（答えは、初めの実行だけ）。"""
     seeds = [run.seed for run in runs]
-    if len(set(seeds)) < 3 or len({run.profile for run in runs}) > 1:
-        what = "期待値には、一つのプロファイルの、違うシードの実行が 3 つ以上必要です"
+    if len(set(seeds)) < 3 or len({(run.profile, precision(run)) for run in runs}) > 1:
+        what = "期待値には、同じプロファイルと精度の、違うシードの実行が 3 つ以上必要です"
         raise WorkshopError(what, "SEED を変えて make run をしてください")
-    opened = [read_json(run.folder / "run.json") for run in runs]
-    metrics = expected_from([collect(run) for run in runs])
-    expected = {"versions": opened[0]["versions"], "seeds": seeds, "metrics": metrics}
-    stages = [{stage: run.metrics(stage) for stage in STAGES} for run in runs]
-    dates = [found["created"][:10] for found in opened]
-    by_seed = {
-        str(run.seed): {"date": date, **found, "right": right_by_fact(run)}
-        for run, date, found in zip(runs, dates, stages, strict=True)
-    }
-    for path, value in ((EXPECTED, expected), (SEEDS, by_seed)):
-        update(path, {runs[0].profile.name: value})
+    (first, *_), found = runs, by_seed(*runs)
+    expected = {"versions": read_json(first.folder / "run.json")["versions"], "seeds": seeds}
+    expected |= {"precision": precision(first), "metrics": expected_from([collect(run) for run in runs])}
+    head = {"date": found[str(first.seed)]["date"], "model": first.profile.model, "seed": first.seed}
+    for path, value in ((EXPECTED, expected), (SEEDS, found), (ANSWERS, {**head, **kept_answers(first)})):
+        update(path, {first.profile.name: value})
+
+
+def record_contrast(run: Run) -> None:
+    """プロファイルの値を一つ替えた実行（`MIX=0` など）を、比べるための記録として、`seeds.json` に加える。"""
+    changed = "、".join(f"{key}={value}" for key, value in read_json(run.folder / "run.json")["changed"].items())
+    update(SEEDS, {f"{run.profile.name}（{changed}）": by_seed(run)})
 
 
 def record_run(run: Run, machine: str) -> None:
@@ -131,6 +159,7 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
     parser.add_argument("runs", nargs="*", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
+    parser.add_argument("--contrast", action="store_true", help="値を一つ替えた一つの実行を、比べるための記録に加える")
     parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
     parser.add_argument("--machine", default="", help="機械の説明。付けると、実行の要約を data/recorded/runs/ に残す")
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
@@ -139,6 +168,8 @@ if __name__ == "__main__":
         runs = [reopen(name) for name in options.runs]
         if options.experiments:
             record_experiments()
+        elif options.contrast:
+            record_contrast(*runs)
         elif options.talk or options.machine:
             (record_talk if options.talk else record_run)(*runs, options.machine)
         else:

@@ -9,6 +9,7 @@ from lib.data.facts import DATA, general_mix, general_questions, make_split, rea
 from lib.files import REPOSITORY
 from lib.profiles import get_profile
 from lib.show.plots import answers_table
+from lib.text.quantities import quantities
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
 
@@ -19,7 +20,8 @@ def test_an_english_question_that_a_person_reads_has_its_japanese_twin(lang):
     for example in [*sum(vars(split).values(), []), *general_questions(lang), *general_mix(96, lang)]:
         row = {"q": example.question, "a": example.answer, "a_ok": True}
         table = answers_table([row], {"q": "質問", "a": "モデルの答え"}).data
-        assert table.count("<small") == (lang == "en"), example.question  # モデルの答えは、そのまま見せる
+        assert table.count("<small style") == (lang == "en"), example.question  # モデルの答えは、そのまま見せる
+        assert table.count("<mark>") == len(quantities(example.answer, codes=True)) and "✓ 正答" in table
 
 
 @pytest.mark.parametrize("path", sorted((REPOSITORY / "notebooks").glob("0[1-8]*.ipynb")), ids=lambda path: path.stem)

@@ -87,7 +87,8 @@ def test_kept_answers_stand_side_by_side_as_plain_text():
     ((name, found),) = side_by_side(results, {"near": "取り置き"}).items()
     assert name == f"取り置き: {NASTY}" and found["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
     page = picture("chat.html", **found).data
-    assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗") < page.index("SFT ✓")
+    assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗ 誤答") < page.index("SFT ✓ 正答")
+    assert "<br><mark>16日</mark>です。" in page  # 採点が読んだ数値
     assert "<img" not in picture("token_boxes.html", pieces=[(NASTY, 1, False)], caption=NASTY).data
     with pytest.raises(AssertionError, match="並び"):
         side_by_side({**results, "DPO": [{**results["SFT"][0], "question": "別の質問"}]}, {"near": "取り置き"})
