@@ -10,8 +10,7 @@ class WorkshopError(Exception):
     """何が（what）・どこで（where。ファイルや行）・どうすればよいか（remedy）を、一文で伝える失敗。"""
 
     def __init__(self, what: str, remedy: str, where: str | Path | None = None) -> None:
-        place = f"（{where}）" if where else ""
-        super().__init__(f"{what}{place}。{remedy}")
+        super().__init__(f"{what}（{where}）。{remedy}" if where else f"{what}。{remedy}")
 
     def _render_traceback_(self) -> list[str]:
         """Jupyter が呼ぶ表示の口。トレースバックの代わりに一文だけを見せる。"""

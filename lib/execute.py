@@ -90,8 +90,8 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
         raise WorkshopError(f"{error.ename}: {said[:300]}", told, where) from None
     except CellTimeoutError:  # OSError の一種なので、ここで取らないと空き容量の失敗に見える
         started = sum(bool(cell["metadata"]["papermill"]["start_time"]) for cell in read_json(target)["cells"])
-        late = f"セルが {timeout} 秒たっても終わりません"
-        raise WorkshopError(late, remedy, f"{source.stem} のセル {started}") from None
+        where = f"{source.stem} のセル {started}"
+        raise WorkshopError(f"セルが {timeout} 秒たっても終わりません", remedy, where) from None
     except RuntimeError as error:  # カーネルが起動しない、または途中で落ちた
         raise WorkshopError(f"ノートブックを動かすカーネルが止まりました: {error}", remedy, source.stem) from None
     finally:
@@ -174,7 +174,7 @@ def _fitting(name: str, data: str) -> str:
 
 def main() -> None:
     """コマンドの入口。"""
-    parser = argparse.ArgumentParser(description="ノートブックを順に実行する")
+    parser = argparse.ArgumentParser(description="ノートブックを順に実行する", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--profile", default="embedded")
     parser.add_argument("--run", help="実行の名前（省くとプロファイル名）")
     parser.add_argument("--seed", type=int, default=0)
@@ -183,26 +183,28 @@ def main() -> None:
     parser.add_argument("--mix", type=lambda text: text and float(text), help="一般の問答の割合（0 なら混ぜない）")
     parser.add_argument("--no-index", action="store_true", help="表と index.html を作らない")
     parser.add_argument("stages", nargs="*", help="実行する段（省くと全部）")
-    options, known = parser.parse_args(), (*STAGES, *APPENDICES)
+    known, ways = (*STAGES, *APPENDICES), "SEED は整数、MIX は 0 以上 1 未満の数にしてください"
     logging.getLogger("papermill").setLevel(logging.ERROR)
     # Ctrl-C の後、待つ人のいなくなった見張りが「カーネルが死んだ」と書き残す。その一行だけ出さない。
     logging.getLogger("asyncio").addFilter(lambda record: "DeadKernelError" not in record.getMessage())
     # 裏で起動されたプロセスは SIGINT を無視する設定を受け継ぐ。それでも Ctrl-C で止まれるように戻す。
     signal.signal(signal.SIGINT, signal.default_int_handler)
     with command_line():
-        if unknown := [name for name in options.stages if name not in known]:
-            raise WorkshopError(f"段「{unknown[0]}」はありません", f"次から選んでください: {', '.join(known)}")
+        try:
+            options, odd = parser.parse_known_args()
+        except argparse.ArgumentError as error:
+            raise WorkshopError(f"{error.argument_name} の値を読めません", ways) from None
+        if unknown := [*odd, *(name for name in options.stages if name not in known)]:
+            raise WorkshopError(f"「{unknown[0]}」はありません", f"段の名前は次から選んでください: {', '.join(known)}")
         profile, more = _fitting(options.profile, options.data), {"lang": options.lang, "mix": options.mix}
         run = open_run(profile, options.run or None, options.seed, data=options.data, **more)
         remedy = "終わるのを待つか、空き容量と権限を確かめて、同じコマンドで続きから始めてください"
         try:
-            lock = only_one(run.folder)
+            _held = only_one(run.folder)  # 手放すと、鍵が外れる
             run_all(run, [name for name in known if name in (options.stages or run.stages)], not options.no_index)
-            lock.release()
         except OSError as error:  # ほかの所で実行中、空き容量が尽きた、権限が無いなど
-            busy = "この実行は、ほかの所でいま走っています"
-            what = busy if isinstance(error, Timeout) else f"書き込めません: {error.strerror}"
-            raise WorkshopError(what, remedy, run.folder) from None
+            busy = "この実行は、ほかの所でいま走っています" if isinstance(error, Timeout) else ""
+            raise WorkshopError(busy or f"書き込めません: {error.strerror}", remedy, run.folder) from None
 
 
 if __name__ == "__main__":

@@ -66,8 +66,7 @@ class Profile:
 
 
 def _table(name: str) -> dict[str, Any]:
-    path = Path(__file__).resolve().parent.parent / "data" / name
-    return tomllib.loads(path.read_text(encoding="utf-8"))
+    return tomllib.loads((Path(__file__).resolve().parent.parent / "data" / name).read_text(encoding="utf-8"))
 
 
 def _profiles() -> dict[str, Profile]:

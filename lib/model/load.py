@@ -101,8 +101,7 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
     from peft import PeftModel
 
     disable_progress_bar()
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not available[profile.device]:
+    if not {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[profile.device]:
         what = f"この機械には {profile.device} がありません"
         raise WorkshopError(what, "PROFILE を embedded に替えてください", profile.name)
     folder = Path(folder)

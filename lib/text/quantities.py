@@ -314,8 +314,7 @@ def _contains(text: str, words: str) -> bool:
     left = r"(?<![a-z0-9])(?<!\d\.)" if re.match("[a-z0-9]", words) else ""
     left += "(?<![数何一二三四五六七八九十百千])" if words[:1] in _KANJI else ""  # 二十数名 の 十数名
     right = r"(?![a-z0-9]|\.\d)" if re.search("[a-z0-9]$", words) else ""
-    between = re.sub(r"\\? |(?<=\d)(?=[a-z])", " ?", re.escape(words))
-    return re.search(left + between + right, text) is not None
+    return re.search(left + re.sub(r"\\? |(?<=\d)(?=[a-z])", " ?", re.escape(words)) + right, text) is not None
 
 
 def _compact(text: str) -> str:

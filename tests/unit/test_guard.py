@@ -101,6 +101,10 @@ MISTAKES = """execute --profile nope | embedded
 execute --run ../x | 使えません
 execute 09_nothing | 09_nothing
 execute --data data/my/ない.csv | 見つかりません
+execute --mix abc | MIX は
+execute --mix 2 | MIX は
+execute --seed | SEED は
+execute --seeds 1 | --seeds
 show.page | report か gate
 show.page gate no-such-run | 先に
 show.page report no-such-run | 先に

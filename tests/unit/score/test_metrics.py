@@ -4,10 +4,11 @@ import math
 from collections import Counter
 
 import pytest
-from conftest import from_notebook
+from conftest import from_notebook, one_sentence
 
 from lib.data.facts import DATA, Example, read_jsonl
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
+from lib.score.exam import share
 from lib.score.japanese import Style, style
 from lib.text.words import morphemes, sentences, words
 
@@ -44,6 +45,8 @@ def test_wilson_ends_solve_the_score_equation():
             expected = 1.959963984540054 * math.sqrt(end * (1 - end) / total)
             assert abs(successes / total - end) == pytest.approx(expected, abs=1e-9)
     assert wilson(0, 24).high > 0.1 and math.isnan(wilson(0, 0).value)
+    with one_sentence("一般の質問（ふつう）", "RUN"):  # 部分の増える前の版が書いた表
+        share([{"part": "near"}], "ordinary")
 
 
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
