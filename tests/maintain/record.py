@@ -101,24 +101,25 @@ def by_seed(*runs: Run) -> dict[str, dict[str, Any]]:
     return {str(run.seed): {"date": dates[run], **done[run], "right": right_by_fact(run)} for run in runs}
 
 
-def record(*runs: Run) -> None:
-    """同じプロファイルと精度の、シードの違う 3 つ以上の実行から、期待値と記録を書く（答えは、初めの実行だけ）。"""
-    seeds = [run.seed for run in runs]
-    if len(set(seeds)) < 3 or len({(run.profile, precision(run)) for run in runs}) > 1:
-        what = "期待値には、同じプロファイルと精度の、違うシードの実行が 3 つ以上必要です"
-        raise WorkshopError(what, "SEED を変えて make run をしてください")
+def record(*runs: Run) -> Path:
+    """同じ設定の、シードの違う実行から、記録を書く（答えは、初めの実行だけ）。シードが 3 つ以上なら、期待値も。
+
+    値を一つ替えた実行（`MIX=0` など）は、比べるための記録として、`embedded（mix=0.0）` のような名前で残す。
+    """
+    if len({(run.profile, precision(run)) for run in runs}) != 1:
+        raise WorkshopError("プロファイルか精度の違う実行です", "同じものだけを渡してください")
     (first, *_), found = runs, by_seed(*runs)
-    expected = {"versions": read_json(first.folder / "run.json")["versions"], "seeds": seeds}
-    expected |= {"precision": precision(first), "metrics": expected_from([collect(run) for run in runs])}
-    head = {"date": found[str(first.seed)]["date"], "model": first.profile.model, "seed": first.seed}
-    for path, value in ((EXPECTED, expected), (SEEDS, found), (ANSWERS, {**head, **kept_answers(first)})):
-        update(path, {first.profile.name: value})
-
-
-def record_contrast(run: Run) -> None:
-    """プロファイルの値を一つ替えた実行（`MIX=0` など）を、比べるための記録として、`seeds.json` に加える。"""
-    changed = "、".join(f"{key}={value}" for key, value in read_json(run.folder / "run.json")["changed"].items())
-    update(SEEDS, {f"{run.profile.name}（{changed}）": by_seed(run)})
+    opened, name = read_json(first.folder / "run.json"), first.profile.name
+    if changed := "、".join(f"{key}={value}" for key, value in opened["changed"].items()):
+        return update(SEEDS, {f"{name}（{changed}）": found})
+    update(SEEDS, {name: found})
+    head = {"date": opened["created"][:10], "model": first.profile.model, "seed": first.seed}
+    update(ANSWERS, {name: {**head, **kept_answers(first)}})
+    if len(found) < 3:
+        return SEEDS
+    metrics = expected_from([collect(run) for run in runs])
+    expected = {"versions": opened["versions"], "seeds": [run.seed for run in runs], "precision": precision(first)}
+    return update(EXPECTED, {name: {**expected, "metrics": metrics}})
 
 
 def record_run(run: Run, machine: str) -> None:
@@ -158,8 +159,9 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
-    parser.add_argument("runs", nargs="*", metavar="実行", help="シードの違う 3 つ以上。--machine を付けるなら一つ")
-    parser.add_argument("--contrast", action="store_true", help="値を一つ替えた一つの実行を、比べるための記録に加える")
+    parser.add_argument(
+        "runs", nargs="*", metavar="実行", help="シードの違う実行（期待値には 3 つ以上）。--machine を付けるなら一つ"
+    )
     parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
     parser.add_argument("--machine", default="", help="機械の説明。付けると、実行の要約を data/recorded/runs/ に残す")
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
@@ -168,8 +170,6 @@ if __name__ == "__main__":
         runs = [reopen(name) for name in options.runs]
         if options.experiments:
             record_experiments()
-        elif options.contrast:
-            record_contrast(*runs)
         elif options.talk or options.machine:
             (record_talk if options.talk else record_run)(*runs, options.machine)
         else:
