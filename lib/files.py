@@ -14,17 +14,19 @@ DATA_SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
 def find_data(name: str | Path) -> Path | None:
-    """DATA に書かれた名前から、読むファイルを、いまの場所・リポジトリ・その data/ の順に探す。何も無ければ None。
+    """DATA に書かれた名前から、読むファイルを、いまの場所・リポジトリ・その data/・ハブの順に探す。何も無ければ None。
 
     フォルダなら、隠れていないただ一つのデータ。開けない、知らない拡張子、一つに決まらないときは WorkshopError。
     """
-    known, places = "・".join(DATA_SUFFIXES), (Path(name), REPOSITORY / name, REPOSITORY / "data" / name)
+    known, text = "・".join(DATA_SUFFIXES), str(name)
+    places = [place / name for place in (Path(), REPOSITORY, REPOSITORY / "data") if text]
     try:
-        if (found := next((place for place in places if str(name) and place.exists()), None)) is None:
-            return None
+        if (found := next(filter(Path.exists, places), None)) is None:
+            return _from_hub(text) if text.count("/") == 1 and Path(text).suffix not in DATA_SUFFIXES else None
         inside = sorted(found.iterdir()) if found.is_dir() else [found]
-    except (OSError, ValueError):
-        raise WorkshopError("この場所は開けません", "名前と権限を確かめてください", name) from None
+    except Exception as error:  # ハブの失敗は、部品ごとに例外が違う
+        said = " ".join(f"{error}".split())[:200]
+        raise WorkshopError(f"この場所は開けません（{said}）", "名前・権限・回線を確かめてください", name) from None
     files = [path for path in inside if path.suffix.lower() in DATA_SUFFIXES and not path.name.startswith(".")]
     if len(files) == 1:
         return files[0]
@@ -32,6 +34,17 @@ def find_data(name: str | Path) -> Path | None:
         raise WorkshopError(f"読めるのは {known} だけです", "どれかの形式で保存し直してください", found)
     names = " ".join(path.name for path in files[:8])
     raise WorkshopError(f"ファイルが一つに決まりません: {names}", f"DATA に {known} を一つ指定してください", found)
+
+
+def _from_hub(name: str) -> Path:
+    """ハブのデータセット（持ち主/名前）の train を、一度だけ取り、data/my/hub/ に JSONL で置いたもの。"""
+    from datasets import load_dataset
+
+    path = REPOSITORY / "data" / "my" / "hub" / f"{name.replace('/', '--')}.jsonl"
+    if not path.exists():
+        rows = load_dataset(name, split="train")
+        write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
+    return path
 
 
 def write_text(path: Path, text: str) -> Path:

@@ -1,7 +1,4 @@
-"""事実から、学習例と取り置きを作る。
-
-分け方はここのコードだけが決める。乱数の種には依存しないので、種を変えても試験の問題は変わらない。
-"""
+"""事実から、学習例と評価データを作る。分け方はここのコードだけが決め、シードを変えても評価の問題は変わらない。"""
 
 import hashlib
 import json
@@ -188,8 +185,7 @@ def normalise_question(text: str) -> str:
 def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.9) -> list[tuple[str, str, float]]:
     """試験の質問に、文字で見てほぼ同じ学習の質問を探す: (試験, 学習, 似かた 0–1) の列。空ならデータリークなし。
 
-    似かたは rapidfuzz の `fuzz.ratio`（消す字と足す字の少なさ）。0.9 は、みなも堂の丁寧な質問（日英 128 問）の 1 字を
-    替えた文と語尾を替えた文を全部捕まえ（最小 0.92）、意図して作った別の文型（最大 0.889）には掛からない値。
+    0.9 は、みなも堂の質問の 1 字や語尾を替えた文を全部捕まえ（最小 0.92）、別の文型（最大 0.889）に掛からない値。
     """
     known, asked = ([normalise_question(text) for text in part] for part in (train, test))
     best = [process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=100 * threshold) for text in asked]

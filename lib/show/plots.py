@@ -50,18 +50,18 @@ def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str])
 
 
 def bars(values: Mapping[str, Any], title: str, unit: str = "", digits: str = ",.4g", **style: Any) -> Figure:
-    """横棒の図。値は、見出し → 値、または 見出し → {凡例: 値}。区間（xerr）を描かなければ、値を棒の端に書く。"""
+    """横棒の図。値は、見出し → 値、または 見出し → {凡例: 値}。値を棒の端に書く。"""
     frame = pd.DataFrame({name: v if isinstance(v, Mapping) else {"": v} for name, v in values.items()}).T
-    figure, axes = plt.subplots(figsize=(8, (0.4 + 0.15 * frame.shape[1]) * len(frame) + 1.1))
-    frame.plot.barh(ax=axes, title=title, width=0.8, capsize=4, ecolor=GREY, legend=False, **style)
-    for drawn in () if "xerr" in style else axes.containers:
+    height = (0.4 + 0.15 * frame.shape[1]) * len(frame) + 1.1
+    axes = frame.plot.barh(title=title, width=0.8, legend=False, figsize=(8, height), **style)
+    for drawn in axes.containers:
         axes.bar_label(drawn, fmt=f"{{:{digits}}}{unit}", padding=4)  # type: ignore[arg-type]
     axes.invert_yaxis()
     axes.margins(x=0.18)
     if frame.shape[1] > 1:
         axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=2, frameon=False)
-    plt.close(figure)
-    return figure
+    plt.close(axes.figure)
+    return axes.figure
 
 
 def sweep(results: Mapping[str, Mapping[str, float]], parts: Mapping[str, str], title: str) -> Figure:
@@ -70,20 +70,11 @@ def sweep(results: Mapping[str, Mapping[str, float]], parts: Mapping[str, str], 
     return bars(shares, title, "%", ".0f", xlim=(0, 112))
 
 
-def rates(values: Mapping[str, Any], title: str) -> Figure:
-    """割合と 95% 区間の横棒。値は、0–1 の value・low・high を持つ区間（`lib.score.exam.Interval`）。"""
-    frame = 100 * pd.DataFrame({name: vars(found) for name, found in values.items()}).T
-    around = [(frame["value"] - frame["low"]).clip(0), (frame["high"] - frame["value"]).clip(0)]  # 丸めの負を 0 に
-    return bars(dict(frame["value"]), title, xerr=[around], xlim=(0, 108), xlabel="%（線は 95% 区間）")
-
-
 def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: str, xlabel: str = "ステップ") -> Figure:
     """Trainer の記録から折れ線を描く。"""
     figure, axes = plt.subplots()
     for key in keys:
-        points = [(row["step"], row[key]) for row in history if key in row]
-        axes.plot(*zip(*points, strict=True), marker="o", ms=3, label=key)
-    axes.set(xlabel=xlabel, title=title)
-    axes.legend()
+        points = pd.Series({row["step"]: row[key] for row in history if key in row}, name=key)
+        points.plot(ax=axes, marker="o", ms=3, legend=True, xlabel=xlabel, title=title)
     plt.close(figure)
     return figure

@@ -1,10 +1,10 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
 from collections import Counter
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import pytest
-from conftest import preference_rules, python, table_beside
+from conftest import from_notebook, preference_rules, python, table_beside
 from rouge_score.tokenizers import DefaultTokenizer
 
 from lib.data import facts
@@ -19,6 +19,7 @@ FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
 BOTH = pytest.mark.parametrize("lang", ["ja", "en"])
 EMPTY = table_beside(__file__, "empty_words")
 ENGLISH = DefaultTokenizer(use_stemmer=True).tokenize
+SHOWN = from_notebook("02_dataset", "PARTS", "FORMS", "to_row", "part_of", "plain", "likeness", "copied")
 
 
 def content_words(lang, *texts):
@@ -95,6 +96,22 @@ def test_no_leak_between_training_and_every_held_out_question(lang):
     polite = [e.question[:-1] for e in split.train if e.form == "polite"]  # 句点や語尾を替えただけの質問は見つける
     planted = [question + end for question in polite for end in ("", "?", "ね。")]
     assert [copy for copy, _, _ in find_leaks(trained, planted)] == planted
+
+
+@BOTH
+def test_the_row_the_rule_and_the_leak_check_that_02_shows_are_those_of_the_run(lang):
+    split = make_split(get_profile("embedded"), lang)
+    hidden, known = {e.fact_id for e in split.unseen}, [e.question for e in split.train]
+    for part in SHOWN.PARTS:
+        for e in getattr(split, part):
+            assert SHOWN.part_of(e, hidden) == part
+            assert SHOWN.to_row({**asdict(e), "history": list(e.history)}) == e.sft_row()
+    talk = replace(split.train[0], history=({"role": "user", "content": "あ"}, {"role": "assistant", "content": "い"}))
+    assert SHOWN.to_row({**asdict(talk), "history": list(talk.history)}) == talk.sft_row()
+    for text in [question[:-1] + end for question in known for end in ("ね。", "!!", " ほかの文を続けます")]:
+        assert (SHOWN.likeness(text, known) >= 0.9) == bool(find_leaks(known, [text])), text
+    rows = list(map(vars, split.train))
+    assert SHOWN.copied(rows, rows) == 1 and SHOWN.copied(rows, list(map(vars, split.unseen))) == 0
 
 
 @BOTH

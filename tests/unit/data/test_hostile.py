@@ -112,7 +112,10 @@ def test_html_in_an_answer_is_shown_as_text(answer):
     asked = Example("f", "polite", "送料は？", "690円です。", ("690円",))
     for page, tags in (
         (answers_table([{"a": answer, "a_ok": True}], {"a": answer}).data, CELLS),
-        (picture("token_strip.html", tokens=[answer], read=1, caption=answer).data, {"div", "span", "p"}),
+        (
+            picture("token_strip.html", pieces=[(answer, "learn")], legend={"learn": answer}, caption=answer).data,
+            {"div", "span", "p"},
+        ),
         (coloured(answer, asked), {"span"}),
         (coloured(answer, None), set()),
     ):

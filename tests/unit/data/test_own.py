@@ -11,6 +11,7 @@ from dataclasses import replace
 import pandas
 import pytest
 from conftest import one_sentence, preference_rules, python, table_beside, write_data
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -363,3 +364,22 @@ def test_check_and_run_choose_the_same_file(tmp_path, monkeypatch):
         check_file(tmp_path)
     monkeypatch.setattr("lib.files.REPOSITORY", tmp_path)
     assert find_data("q.csv") == tmp_path / "q.csv" and find_data("") is find_data("ない") is None
+
+
+def test_a_data_set_of_the_hub_is_fetched_once_and_a_failure_is_one_sentence(tmp_path, monkeypatch):
+    fetched = []
+
+    def load(name, split):
+        fetched.append((name, split))
+        if "none" in name:
+            raise ConnectionError("届きません\n二行目")
+        return Dataset.from_list([QA, ask("一", "二")])
+
+    monkeypatch.setattr("lib.files.REPOSITORY", tmp_path)
+    monkeypatch.setattr("datasets.load_dataset", load)
+    path = find_data("someone/rules")
+    assert find_data("someone/rules") == path and fetched == [("someone/rules", "train")]
+    assert [(e.question, e.answer) for e in read_own(path)] == [(QA["question"], QA["answer"]), ("一", "二")]
+    with one_sentence("開けません（届きません 二行目）"):
+        find_data("someone/none")
+    assert find_data("none/table.csv") is None

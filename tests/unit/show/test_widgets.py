@@ -14,10 +14,13 @@ from peft import LoraConfig, inject_adapter_in_model
 from transformers import AutoModelForCausalLM, LlamaConfig, Trainer, TrainingArguments
 
 import lib.show.widgets
+from lib.data.facts import make_split
 from lib.files import REPOSITORY
 from lib.model.load import count_parameters, load_tokenizer
+from lib.profiles import get_profile
 from lib.show.plots import curve, picture
 from lib.show.widgets import TIE, Ballot, sliders
+from lib.train.trainers import encode_pair
 
 lora_parameters = from_notebook("01_concepts", "lora_parameters").lora_parameters
 pieces = from_notebook("02_dataset", "pieces").pieces
@@ -71,6 +74,18 @@ def test_pieces_hold_every_id_and_every_character_once_and_a_split_character_in_
     assert len(found) > 1 and found[0][0] == "髙" and all(piece == "…" and on for piece, _, on in found[1:])
     page = picture("token_boxes.html", pieces=found, caption="説明").data
     assert page.count("#cfe8ff") == len(found) and str(found[0][1]) in page
+
+
+@pytest.mark.parametrize("lang", ["ja", "en"])
+def test_the_strings_and_labels_that_02_shows_are_those_that_are_trained(model_folder, lang):
+    tokenizer, row = load_tokenizer(model_folder), make_split(get_profile("smoke"), lang).train[0].sft_row()
+    shown = from_notebook("02_dataset", "to_tokens", "coloured", tokenizer=tokenizer)
+    prompt, reply = encode_pair(tokenizer, {**row, "chosen": row["completion"]}, "chosen")
+    assert shown.to_tokens(row) == {"input_ids": prompt + reply, "labels": [-100] * len(prompt) + reply}
+    said = row["prompt"] + row["completion"]
+    found = shown.coloured(said)
+    assert "".join(text for text, _ in found) == tokenizer.decode(prompt + reply)
+    assert [pair for pair in found if pair[1] != "mark"] == [(turn["content"], turn["role"]) for turn in said]
 
 
 def test_the_smallest_that_fits_is_chosen():
