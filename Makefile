@@ -8,6 +8,7 @@ DATA_LANG ?=
 MIX ?=
 PORT ?= 7860
 MACHINE ?=
+AGAINST ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -88,8 +89,8 @@ compare: $(READY) # 終わった実行を tests/results/expected.json と比べ�
 report: $(READY) ## 終わった実行の報告（report.html）を作り直す
 	@$(BIN)/python -m lib.show.page report "$(or $(RUN),$(PROFILE))"
 
-gate: $(READY) ## 学習前を上回ると示せなければ失敗する（配備の門番）
-	@$(BIN)/python -m lib.show.page gate "$(or $(RUN),$(PROFILE))"
+gate: $(READY) ## 前の段より悪いと示されたら失敗する（リリースゲート。AGAINST=実行 なら、その実行と比べる）
+	@$(BIN)/python -m lib.show.page gate "$(or $(RUN),$(PROFILE))" $(if $(AGAINST),"$(AGAINST)")
 
 lint: $(READY) # 書式をそろえる（ノートブックの出力も消す）
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format . ; $(BIN)/jupyter nbconvert --clear-output --inplace --log-level ERROR notebooks/*.ipynb

@@ -2,13 +2,16 @@
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from lib.data.facts import Example, general_questions, language, read_examples
+import pandas
+
+from lib.data.facts import DATA, Example, general_questions, language, read_examples
 from lib.errors import WorkshopError
 from lib.files import write_json, write_text
 from lib.model.generate import answer_prompts, render
@@ -17,23 +20,15 @@ from lib.run import Run
 from lib.score.answers import Interval, score_rows, wilson
 
 Rows = Sequence[dict[str, Any]]
-Prompt = Callable[[Example], list[dict[str, str]]]
-Exam = dict[str, list[Example]]
-"""試験問題。`PARTS` の鍵 → 問題の列。"""
-PARTS = {
-    "near": "取り置きの言い回し",
-    "far": "別の言葉での質問",
-    "unseen": "教えていない事実",
-    "unanswerable": "答えの無い質問（断れたか）",
-    "general": "一般の質問（易しい）",
-    "ordinary": "一般の質問（ふつう）",
-}
+Exam = dict[str, list[Example]]  # 試験問題。`PARTS` の鍵 → 問題の列
+_TABLES = tomllib.loads((DATA / "exam.toml").read_text(encoding="utf-8"))
+BASE = "学習前"
+FILES, PARTS, GATE, STEPS, ANSWERS = (_TABLES[key] for key in ("files", "parts", "gate", "steps", "answers"))
 
 
 def build_exam(run: Run) -> Exam:
     """02 が書いた取り置きと、一般の質問から試験を作る。"""
-    files = {"near": "near", "far": "far", "unseen": "unseen", "unanswerable": "ask_test"}
-    parts = {part: read_examples(run.folder / "02_dataset" / f"{name}.jsonl") for part, name in files.items()}
+    parts = {part: read_examples(run.folder / "02_dataset" / f"{name}.jsonl") for part, name in FILES.items()}
     # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
     system = parts["near"][0].system
     for part, level in {"general": "easy", "ordinary": "ordinary"}.items():
@@ -41,17 +36,12 @@ def build_exam(run: Run) -> Exam:
     return {part: examples[: run.profile.exam_questions or None] for part, examples in parts.items()}
 
 
-def take(
-    exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str, prompt: Prompt = Example.prompt
-) -> list[dict[str, Any]]:
+def take(exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str, prompt: Any = Example.prompt) -> Rows:
     """モデルに全問を解かせ、採点した行を返す。`prompt` は、問題を入力の `messages` にする関数。"""
-    everything = [example for examples in exam.values() for example in examples]
-    prompts = [render(tokenizer, prompt(example)) for example in everything]
+    prompts = [render(tokenizer, prompt(example)) for examples in exam.values() for example in examples]
     answers = iter(answer_prompts(model, tokenizer, prompts, profile))
-    rows: list[dict[str, Any]] = []
-    for part, examples in exam.items():
-        rows += score_rows(examples, [next(answers) for _ in examples], name, part)
-    return rows
+    scored = (score_rows(asked, [next(answers) for _ in asked], name, part) for part, asked in exam.items())
+    return [row for rows in scored for row in rows]
 
 
 def share(rows: Rows, part: str, key: str = "correct") -> Interval:
@@ -86,8 +76,9 @@ class Change:
 
     def word(self) -> str:
         """「上がった」「下がった」「差は示せない」（補正後の p が 0.05 以下のときだけ、向きを言う）。"""
-        shown = "上がった" if sum(map(sum, self.groups)) > 0 else "下がった"
-        return shown if self.corrected <= 0.05 else "差は示せない"
+        return (
+            ("上がった" if sum(map(sum, self.groups)) > 0 else "下がった") if self.corrected <= 0.05 else "差は示せない"
+        )
 
     def interval(self, rounds: int = 2000) -> Interval:
         """正答率の差と、その大きさの 95% 区間。事実を単位に再標本化する（Efron & Tibshirani 1993、13 章）。"""
@@ -106,23 +97,21 @@ class Change:
         return f"{value:+.1f} 点{around}"
 
 
-def difference(before: Rows, after: Rows, part: str) -> Change:
-    """二つの評価の、ある部分の差。質問が一つでも違えば WorkshopError。"""
-    old, new = ({row["question"]: row for row in rows if row["part"] == part} for rows in (before, after))
+def difference(before: Rows, after: Rows, part: str, key: str = "correct") -> Change:
+    """二つの評価の、ある部分（空白区切りで複数）の差。made_up は、減れば良化。質問が一つでも違えば WorkshopError。"""
+    old, new = ({row["question"]: row for row in rows if row["part"] in part.split()} for rows in (before, after))
     if odd := sorted(old.keys() ^ new.keys(), key=str):
         what = f"{PARTS.get(part, part)}: 片方の評価にしか無い質問が {len(odd)} 問あるので、比べられません"
         raise WorkshopError(what, "同じ評価データで、両方を測り直してください", f"例: {odd[0]}")
     groups: dict[str, list[int]] = {}
     for question, row in old.items():
-        groups.setdefault(row["fact"], []).append(int(new[question]["correct"]) - int(row["correct"]))
-    return Change(list(groups.values()), "問" if part in ("general", "ordinary") else "事実")
+        change = int(new[question][key]) - int(row[key])
+        groups.setdefault(row["fact"], []).append(-change if key == "made_up" else change)
+    return Change(list(groups.values()), "問" if part.split()[0] in ("general", "ordinary") else "事実")
 
 
 def sign_flip(groups: Sequence[Sequence[int]]) -> float:
-    """両側の p（0–1）: 事実ごとに前と後を入れ替える 2ⁿ 通りのうち、差の合計が実際以上に偏る割合。
-
-    合計の分布を、事実を一つずつ足して作るので（Pagano & Tritchler 1983）、事実がいくつでも正確で、乱数を使わない。
-    """
+    """両側の p（0–1）: 事実ごとに前と後を入れ替える 2ⁿ 通りのうち、差の合計が実際以上に偏る割合（Pagano 1983）。"""
     ways = {0: 1}  # 合計 → その合計になる入れ替え方の数
     for total in map(sum, groups):
         ends = {start + step for start in ways for step in (total, -total)}
@@ -147,10 +136,22 @@ def model_verdicts(results: Mapping[str, Rows]) -> dict[Any, Change]:
     return verdicts({(a, b, part): difference(results[a], results[b], part) for a, b, part in keys})
 
 
+def release(ours: Mapping[str, Rows], against: Mapping[str, Rows] | None = None) -> dict[str, dict[str, Any]]:
+    """リリースゲート（規則は data/exam.toml）。比べたもの → 見るもの → (判定, 赤か)。答えが無ければ、そこは空。"""
+    found: dict[str, dict[str, Any]] = {}
+    for new, (stage, keys) in STEPS.items():
+        old, theirs, title = (stage, ours, f"{stage} → {new}") if against is None else (new, against, new)
+        there, found[title] = keys if old in theirs and new in ours else (), {}
+        family = verdicts({key: difference(theirs[old], ours[new], *GATE[key][1:3]) for key in there})
+        for key, change in family.items():
+            bad = change.word() == "下がった" and -100 * change.interval().value > (
+                GATE[key][3] if theirs is ours else 0
+            )
+            found[title][key] = change, bad or ((old, key) == (BASE, "near") and change.word() != "上がった")
+    return found
+
+
 def save_rows(folder: Path, name: str, rows: Rows) -> None:
     """採点の表を CSV（Excel で開ける BOM 付き）と JSON に書く。"""
-    import pandas
-
-    table = pandas.DataFrame(list(rows)).to_csv(index=False, lineterminator="\r\n")
-    write_text(folder / f"{name}.csv", "\ufeff" + table)
+    write_text(folder / f"{name}.csv", "\ufeff" + pandas.DataFrame(rows).to_csv(index=False, lineterminator="\r\n"))
     write_json(folder / f"{name}.json", list(rows))

@@ -10,11 +10,10 @@ from unicodedata import normalize
 
 import torch
 
+from lib.data.facts import DATA
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY
 
-_FILES = (REPOSITORY / "data" / "exercises").glob("*.toml")
-EXERCISES = tomllib.loads("\n".join(path.read_text("utf-8") for path in sorted(_FILES)))
+EXERCISES = tomllib.loads("\n".join(p.read_text("utf-8") for p in sorted((DATA / "exercises").glob("*.toml"))))
 MISSED: Counter[str] = Counter()  # 続けて間違えた回数。次に出すヒントを決める
 
 

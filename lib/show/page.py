@@ -6,6 +6,7 @@ from typing import Any
 
 import mistune
 import nbformat
+import rich.markdown
 from IPython.core.pylabtools import print_figure
 from nbconvert import HTMLExporter
 
@@ -13,28 +14,25 @@ from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_text
 from lib.run import BUILT_IN, Run, reopen
-from lib.score.exam import PARTS, difference, model_verdicts, share
+from lib.score.exam import ANSWERS, BASE, GATE, PARTS, difference, model_verdicts, release, share
 from lib.show.plots import curve, picture
 
-BASE = "学習前"
 
-
-def load_results(run: Run) -> dict[str, list[dict[str, Any]]]:
-    """07 が採点した表を、モデルごとに分けて返す（学習前が先頭）。まだ無ければ WorkshopError。"""
-    by_model: dict[str, list[dict[str, Any]]] = {}
-    for row in read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"):
-        by_model.setdefault(BASE if row["model"] == "base" else row["model"], []).append(row)
-    return by_model
+def load_results(run: Run, names: tuple[str, ...] = ("07_evaluation/comparison",)) -> dict[str, list[dict[str, Any]]]:
+    """採点した表（names を省くと 07 のもの）を、モデルごとに分けて返す（学習前が先頭）。まだ無ければ WorkshopError。"""
+    rows = [row for n in names for row in read_json(run.folder / f"{n}_evaluation.json", [] if n[:2] == "06" else None)]
+    models = dict.fromkeys(row["model"] for row in rows)
+    return {BASE if name == "base" else name: [row for row in rows if row["model"] == name] for name in models}
 
 
 def write_report(run: Run) -> Path:
     """report.md・report.html・model_card.md を `07_evaluation/` に書く。同じ成果物からは、同じ字になる。"""
     results, folder = load_results(run), run.folder / "07_evaluation"
     values = {"run": run, "results": results, "base": BASE, "parts": PARTS, "forms": FORM_LABELS, "share": share}
-    values |= {"read": read_json, "facts": read_jsonl(DATA / "support" / "facts.jsonl")}
     judged = model_verdicts(results)
     gaps = {(a, b, p): difference(results[a], results[b], p) for a, b, _ in judged for p in PARTS} | judged
-    values |= {"pairs": list(dict.fromkeys(key[:2] for key in judged)), "gaps": gaps}
+    pairs, taught = list(dict.fromkeys(key[:2] for key in judged)), read_jsonl(DATA / "support" / "facts.jsonl")
+    values |= {"pairs": pairs, "gaps": gaps, "read": read_json, "facts": taught}
     for name in ("model_card.md", "report.md"):
         write_text(folder / name, picture(name, **values).data)
     if (training := run.folder / "04_lora_sft" / "training_results.json").exists():
@@ -72,15 +70,18 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
 
 
 def main() -> None:
-    """コマンドの入口: 「report か gate」と実行の名前。gate は、near が上がったと示せなければ 1 で終わる。"""
+    """コマンドの入口: 「report か gate」と実行の名前（gate には、比べる実行も）。gate は、赤があれば 1 で終わる。"""
     with command_line():
-        if len(sys.argv) != 3:
+        if len(sys.argv) < 3:
             raise WorkshopError("report か gate と、実行の名前が必要です", "make report か make gate を使ってください")
-        what, run = sys.argv[1], reopen(sys.argv[2])
-        if what == "report":
-            print(write_report(run))
-        elif (gap := next(iter(model_verdicts(load_results(run)).values()))).word() != "上がった":
-            raise WorkshopError(f"学習前を上回ると示せません（{gap}）", "make report で、弱い部分を確かめてください")
+        if sys.argv[1] == "report":
+            return print(write_report(reopen(sys.argv[2])))
+        found = release(*(load_results(reopen(name), ANSWERS) for name in sys.argv[2:]))
+        rich.print(rich.markdown.Markdown(picture("gate.md", found=found, rules=GATE).data))
+        if red := sum(bad for judged in found.values() for _, bad in judged.values()):
+            raise WorkshopError(
+                f"赤が {red} 件なので、出せません", "× の所か、規則（data/exam.toml）を見直してください"
+            )
 
 
 if __name__ == "__main__":

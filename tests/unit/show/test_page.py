@@ -1,7 +1,6 @@
 """人に見せるもの: 言葉は検定で決まり、同じ成果物からは同じ報告ができ、設定と準備のコードは畳まれる。"""
 
 import json
-from contextlib import nullcontext
 
 import nbformat
 import pytest
@@ -66,25 +65,65 @@ def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
     assert "a|b" not in told(run) and "a｜b c" in told(run)
 
 
-def test_the_gate_of_07_opens_only_for_a_gain_that_is_shown(capsys):
-    gate = from_notebook("07_evaluation", "gate").gate
-    assert gate(RESULTS, "SFT", ["near"], []) and gate(RESULTS, "SFT", ["near"], ["far"])
-    assert not gate(RESULTS, "SFT", ["near"], ["general"]) and capsys.readouterr()
-    assert not gate(RESULTS, "SFT", ["near", "far"], ["general"])
-    assert [line[0] for line in capsys.readouterr().out.splitlines()] == ["○", "×", "×"]
+KEPT = {"near": 1, "far": 1, "general": 2}
+GATES = [  # SFT と SFT + DPO と量子化が何問に 1 問正答するか、比べる実行の SFT、赤になるもの
+    ({"SFT": KEPT}, None, ""),
+    ({"SFT": {**KEPT, "general": 0}}, None, ""),  # 悪化を示せるが、認める 25 点の中
+    ({"SFT": {**KEPT, "general": 0}}, KEPT, "SFT、一般の質問: 0 問で良化・12 問で悪化"),
+    ({"SFT": KEPT}, {**KEPT, "general": 0}, ""),
+    ({"SFT": {"near": 12, "far": 1, "general": 2}}, None, "SFT、言い換え（近い）: 2 事実で良化"),
+    ({"SFT": KEPT, "SFT + DPO": {"near": 1, "general": 2}}, None, "SFT → SFT + DPO、言い換え（遠い）"),
+    ({"SFT": KEPT, "量子化": {"near": 3}}, None, "F16 → 量子化、言い換え（近い）"),
+]
 
 
-@pytest.mark.parametrize(
-    ("every", "told"), [(1, ""), (12, "2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない")]
-)
-def test_the_gate_command_fails_unless_the_run_shows_a_gain(run, monkeypatch, capsys, every, told):
-    rows = [*RESULTS[BASE], *exam_sheet("SFT", {"near": every})]
-    save_rows(run.folder / "07_evaluation", "comparison_evaluation", rows)
-    monkeypatch.setattr(lib.run, "OUTPUTS", run.folder.parent)
-    monkeypatch.setattr("sys.argv", ["page", "gate", "told"])
-    with pytest.raises(SystemExit, match="1") if told else nullcontext():
-        main()
-    assert told in capsys.readouterr().err
+def answered(folder, name, right, **more):
+    """03・05・06 の答えの残った実行。"""
+    run, right = open_run("smoke", name, outputs=folder), {"SFT + DPO": right["SFT"], "F16": KEPT, **right}
+    rows = {model: exam_sheet(model, right.get(model, {}), **more) for model in ("SFT", "SFT + DPO", "F16", "量子化")}
+    save_rows(run.stage("03_baseline"), "baseline_evaluation", exam_sheet("base", {"general": 2}))
+    save_rows(run.stage("05_preference"), "preference_evaluation", rows["SFT"] + rows["SFT + DPO"])
+    if "量子化" in right:
+        near = [row for row in rows["F16"] + rows["量子化"] if row["part"] == "near"]
+        save_rows(run.stage("06_merge_to_gguf"), "gguf_evaluation", near)
+
+
+@pytest.fixture
+def gate(tmp_path, monkeypatch, capsys):
+    """`make gate` の入口。終わりのコードと、画面の字を返す。"""
+
+    def call(*names):
+        monkeypatch.setattr(lib.run, "OUTPUTS", tmp_path)
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr("sys.argv", ["page", "gate", *names])
+        with pytest.raises(SystemExit) as stopped:
+            main()
+            raise SystemExit(0)
+        return stopped.value.code, "".join(capsys.readouterr())
+
+    return call
+
+
+@pytest.mark.parametrize(("right", "against", "red"), GATES)
+def test_the_gate_is_red_for_what_is_shown_to_be_worse(tmp_path, gate, right, against, red):
+    answered(tmp_path, "ours", right)
+    if against:
+        answered(tmp_path, "theirs", {"SFT": against, "SFT + DPO": right["SFT"]})
+    code, said = gate("ours", *["theirs"] * bool(against))
+    assert (code, said.count("• ×")) == ((1, 1) if red else (0, 0)) and red in said
+    assert ("比べていません" in said) != ("量子化" in right) and ("赤が 1 件" in said) == bool(red)
+    assert ("△" in said.partition("×: 赤")[0]) == (not right["SFT"]["general"] and not against)
+
+
+def test_the_gate_counts_made_up_figures_and_compares_only_what_can_be_compared(tmp_path, gate):
+    for name, more in (("ours", {}), ("liar", {"made_up": True}), ("other", {"question": "別の問い"}), ("half", {})):
+        answered(tmp_path, name, {"SFT": KEPT}, **more)
+    code, said = gate("liar")
+    assert code == 1 and "学習前 → SFT、数字を作らないこと: 0 事実で良化・12 事実で悪化" in said
+    (tmp_path / "half" / "05_preference").rename(tmp_path / "half" / "05")
+    for name, word in {"other": "片方の評価にしか無い質問が", "half": "05_preference", "gone": "run.json"}.items():
+        code, said = gate("ours", name)
+        assert code == 1 and said.startswith("✋ ") and word in said and said.count("\n") == 1
 
 
 def test_the_index_links_what_was_run_under_the_heading_of_its_notebook(run):
