@@ -144,9 +144,8 @@ def release(ours: Mapping[str, Rows], against: Mapping[str, Rows] | None = None)
         there, found[title] = keys if old in theirs and new in ours else (), {}
         family = verdicts({key: difference(theirs[old], ours[new], *GATE[key][1:3]) for key in there})
         for key, change in family.items():
-            bad = change.word() == "下がった" and -100 * change.interval().value > (
-                GATE[key][3] if theirs is ours else 0
-            )
+            most = GATE[key][3] if theirs is ours else 0
+            bad = change.word() == "下がった" and -100 * change.interval().value > most
             found[title][key] = change, bad or ((old, key) == (BASE, "near") and change.word() != "上がった")
     return found
 
