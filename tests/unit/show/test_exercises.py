@@ -13,7 +13,7 @@ from conftest import one_sentence
 from lib.files import REPOSITORY
 from lib.show.exercises import EXERCISES, MISSED, check
 
-NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0[1-7]_*.ipynb"))
+NOTEBOOKS = sorted((REPOSITORY / "notebooks").glob("0[1-8]_*.ipynb"))
 NUMBERS = sorted(EXERCISES)
 
 
