@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import tomllib
 from contextlib import contextmanager
 from functools import partial
@@ -22,10 +21,11 @@ if not os.environ.get("RUN") and "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["WORKSHOP_OUTPUTS"] = tempfile.mkdtemp(prefix="workshop-outputs-")
 # どの機械でも同じ精度で比べる（機械が決めるところは test_precision が確かめる）。
 os.environ.setdefault("WORKSHOP_PRECISION", "float32")
+os.environ.pop("WORKSHOP_MODEL_DIR", None)
 
 from lib.data.facts import DATA
 from lib.errors import WorkshopError
-from lib.files import REPOSITORY, read_json
+from lib.files import REPOSITORY
 from lib.profiles import get_profile
 from lib.run import OUTPUTS
 from lib.score.exam import PARTS
@@ -34,10 +34,9 @@ from lib.score.exam import PARTS
 _ALLOWED = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 settings.register_profile("tests", deadline=None, suppress_health_check=_ALLOWED)
 settings.load_profile("tests")
-_LONGEST = ("test_notebooks", "test_notebooks_alone", "test_rehearse", "test_learning")
-_LONGEST += ("test_export", "test_llamacpp", "test_resume", "test_guard")
+_LONGEST = ("test_notebooks_alone", "test_notebooks", "test_rehearse", "test_export", "test_llamacpp")
+_LONGEST += ("test_qlora", "test_hostile", "test_guard", "test_widgets_browser", "test_resume")
 """長いものから始める。二つのプロセスで分けて走らせるとき、最後に一つだけが残らないように。"""
-_STARTED = time.time()
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 # 音もなく外へ出る機能（部品の更新、同期など）を切る。切らないと「外へ出ない」を確かめられない。
 _QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking"]
@@ -57,12 +56,8 @@ def pytest_unconfigure(config):
 
 
 def pytest_terminal_summary(terminalreporter):
-    """重さ（lib の行・ファイル・依存）と、smoke の秒と、画面を確かめなかったことを、終わりに出す。"""
+    """重さ（lib の行・ファイル・依存）と、画面を確かめなかったことを、終わりに出す。"""
     say = terminalreporter.write_line
-    record = OUTPUTS / "pytest-smoke" / "stages.json"
-    if record.exists() and record.stat().st_mtime > _STARTED:
-        seconds = "  ".join(f"{name} {stage['seconds']:.0f}" for name, stage in read_json(record).items())
-        say(f"smoke の所要（秒）: {seconds}")
     texts = [path.read_text(encoding="utf-8") for path in (REPOSITORY / "lib").rglob("*.py")]
     needs = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = sum(len(text.splitlines()) for text in texts)
@@ -84,24 +79,39 @@ def window():
         browser.close()
 
 
-def start(*arguments):
-    """smoke プロファイルの実行を始める。"""
-    command = [sys.executable, "-m", "lib.execute", "--profile", "smoke", *arguments]
+SMOKE = ("-m", "lib.execute", "--profile", "smoke")
+
+
+def start(*arguments, **environment):
+    """smoke プロファイルの実行を、いまの環境変数に environment を足して始める。"""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "encoding": "utf-8"}
-    return subprocess.Popen(command, cwd=REPOSITORY, **pipes)
+    command = [sys.executable, *SMOKE, *arguments]
+    return subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment}, **pipes)
 
 
-def ran(*arguments, timeout=600):
-    """smoke プロファイルの実行を終わりまで待つ。(終了コード, 画面の出力)"""
-    process = start(*arguments)
-    output, _ = process.communicate(timeout=timeout)
-    return process.returncode, output
+@pytest.fixture
+def execute(monkeypatch, capfd):
+    """smoke プロファイルの実行を、このプロセスの中で終わりまで走らせる関数（torch を読み直さない）。"""
+    from lib.execute import main
+
+    def run(*arguments):
+        for name, value in (("WORKSHOP_RUN_HELD", ""), ("WORKSHOP_HEADLESS", "1")):
+            monkeypatch.setenv(name, value)  # main が書き換えるので、テストの後で戻す
+        monkeypatch.setattr(sys, "argv", [*SMOKE[1:], *arguments])
+        capfd.readouterr()
+        try:
+            code = main() or 0
+        except SystemExit as stop:
+            code = stop.code
+        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
+
+    return run
 
 
 def python(*arguments, given=None, **environment):
     """別の Python を、いまの環境変数に environment を足して走らせ、終わりまで待つ。given は、標準入力に渡す字。"""
     pipes = {"capture_output": True, "encoding": "utf-8", "input": given, "env": {**os.environ, **environment}}
-    return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, timeout=600, **pipes)
+    return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, timeout=1200, **pipes)
 
 
 def refused(done, *words):
@@ -118,8 +128,7 @@ def table_beside(file, name):
 def write_data(folder, name, content):
     """データのファイルを書く。列は JSONL にし、列の中の文字列は、壊れた行としてそのまま置く。"""
     if isinstance(content, list):
-        rows = [row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in content]
-        content = "\n".join(rows)
+        content = "\n".join([row if isinstance(row, str) else json.dumps(row, ensure_ascii=False) for row in content])
     path = folder / name
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path
@@ -143,31 +152,25 @@ def model_folder():
     return resolve(get_profile("embedded"))
 
 
-def make_tiny(folder, model_folder, family="Llama", width=64):
-    """本物のトークナイザを持つ、2 層の乱数のモデルを作る。配管の検査にだけ使う。"""
-    import torch
-    import transformers
-
-    from lib.model.load import load_tokenizer
-
-    torch.manual_seed(0)
-    tokenizer = load_tokenizer(model_folder)
-    heads = {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": width // 4}
-    heads["query_pre_attn_scalar"] = width // 4  # Gemma だけが読む。llama.cpp は、頭の幅で割ると決めている
-    ids = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("eos", "bos", "pad")}
-    config = getattr(transformers, f"{family}TextConfig" if family == "Gemma3" else f"{family}Config")(
-        hidden_size=width, intermediate_size=2 * width, vocab_size=len(tokenizer), tie_word_embeddings=True,
-        **heads, **ids,
-    )  # fmt: skip
-    getattr(transformers, f"{family}ForCausalLM")(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory, model_folder):
     """乱数の Llama のフォルダ。"""
+    from tiny import make_tiny
+
     return make_tiny(tmp_path_factory.mktemp("tiny"), model_folder)
+
+
+@pytest.fixture(scope="session")
+def short_model(tmp_path_factory, model_folder):
+    """本物の重みの、初めの 4 層だけのモデルを使わせる環境変数。学習の効果を問わない、通しの実行のため。"""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder, model = tmp_path_factory.mktemp("short"), AutoModelForCausalLM.from_pretrained(model_folder)
+    model.config.num_hidden_layers = len(model.model.layers[:4])
+    model.model.layers = model.model.layers[:4]
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
+    return {"WORKSHOP_MODEL_DIR": str(folder)}
 
 
 @pytest.fixture

@@ -24,11 +24,10 @@ from pathlib import Path
 import numpy as np
 import pandas
 import torch
-from gguf import GGMLQuantizationType, GGUFWriter
+from gguf import GGMLQuantizationType
 from safetensors.torch import load
+from tiny import Slow, lora, make_tiny, make_trainer, write_gguf
 from tqdm import tqdm
-from train_tiny import lora, make_trainer
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 from lib.data.facts import make_split, read_examples, write_examples
 from lib.export.gguf import quantize
@@ -60,13 +59,6 @@ def make_data(run):
 
 def examples(run, part="train"):
     return read_examples(run.folder / "02_dataset" / f"{part}.jsonl")
-
-
-class Slow(TrainerCallback):
-    """学習のステップの間でも止められるように、間を作る。"""
-
-    def on_step_end(self, args, state, control, **_):
-        time.sleep(0.2)
 
 
 def learn(run, path, label, model, rows, kind=AnswerOnlyTrainer, adapter=None, **settings):
@@ -175,30 +167,13 @@ def started(run, stage, limit=None, stop=None):
         return code, said.read()
 
 
-def write_f16(path):
-    """量子化に渡す、語彙を持たない小さな GGUF（本物の語彙 5 万語を読むのに、一回 5 秒ほど掛かるため）。"""
-    writer = GGUFWriter(path, "llama")
-    for add, count in ((writer.add_block_count, 2), (writer.add_head_count, 4), (writer.add_head_count_kv, 2)):
-        add(count)
-    for number in range(2):
-        writer.add_tensor(f"blk.{number}.attn_q.weight", np.ones((2048, 256), dtype=np.float16))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
 def prepare(root):
     """小さなモデルと、止めずに通した手本の実行を作る。"""
-    tokenizer = load_tokenizer(wheel_model("smollm2-135m"))
-    torch.manual_seed(0)
-    size = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = LlamaConfig(**size, num_key_value_heads=2, vocab_size=len(tokenizer))
-    LlamaForCausalLM(config).save_pretrained(root / "model")
-    tokenizer.save_pretrained(root / "model")
-    os.environ["WORKSHOP_MODEL_DIR"] = str(root / "model")
+    os.environ["WORKSHOP_MODEL_DIR"] = str(make_tiny(root / "model", wheel_model("smollm2-135m")))
     run = Run(open_run("smoke", "run", outputs=root / "reference").folder, PROFILE, 0)
-    write_f16(run.folder / "f16.gguf")
+    # 量子化には、語彙を持たない GGUF を渡す（本物の語彙 5 万語を読むのに、一回 5 秒ほど掛かるため）
+    rows = {f"blk.{number}.attn_q.weight": np.ones((2048, 256), dtype=np.float16) for number in range(2)}
+    write_gguf(run.folder / "f16.gguf", rows, block_count=2, head_count=4, head_count_kv=2)
     seconds = {}
     for stage in STAGES:
         begun = time.monotonic()
@@ -214,8 +189,7 @@ def trial(root, reference, stage, way, seconds, dice):
     shutil.rmtree(run.folder, ignore_errors=True)
     shutil.copytree(reference.folder, run.folder, ignore=lambda folder, names: {stage} & set(names))
     before = artefacts(reference, stage)
-    largest = max(len(content) for content in before.values())
-    limit = int(largest * dice.random() ** 3) + 1 if way == WAYS[2] else None
+    limit = int(max(len(content) for content in before.values()) * dice.random() ** 3) + 1 if way == WAYS[2] else None
     sign = signal.SIGKILL if way == WAYS[0] else signal.SIGINT
     code, _ = started(run, stage, limit, None if limit else (seconds * dice.random(), sign))
     if not code and not run.is_done(stage):

@@ -42,8 +42,6 @@ def main() -> None:
         for one in wanted:
             path = folder / one["file"]
             text = path.read_text(encoding="utf-8")
-            if text.count(one["old"]) != 1:
-                sys.exit(f"✋ {one['file']} に、壊す所がちょうど一つありません: {one['old']}")
             path.write_text(text.replace(one["old"], one["new"]), encoding="utf-8")
             caught = not run_tests(folder, [one["test"]])
             path.write_text(text, encoding="utf-8")

@@ -35,8 +35,7 @@ def test_the_badge_opens_this_very_notebook_and_the_setup_is_short_and_the_same(
     assert f"https://github.com/{address()}" in setup and f'"{CLONE}/lib/bootstrap.py"' in setup
     data = ", data=DATA, lang=DATA_LANG" if path.stem == "02_dataset" else ""
     opened = f"run = open_run(PROFILE, RUN, SEED{data})\nprofile = run.profile\nprint(run)"
-    after = code[code.index(setup) + 1]
-    assert after == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"
+    assert code[code.index(setup) + 1] == f"from lib.run import open_run\n\n{opened}", "版と出力先を、初めに出す"
 
 
 def test_a_new_address_reaches_every_link(tmp_path):
@@ -90,16 +89,10 @@ def published(tmp_path):
     return instead(source.as_uri(), f"https://github.com/{address()}")
 
 
-@pytest.fixture
-def content(tmp_path):
-    """ノートブックだけを開いた、空のフォルダ。pip の代わりに、何もせず成功する部品を置く。"""
-    (tmp_path / "content").mkdir()
-    (tmp_path / "content" / "pip.py").write_text("", encoding="utf-8")
-    return tmp_path / "content"
-
-
 @pytest.mark.parametrize("other", ["", "__init__.py", "notes.txt"])
-def test_opened_alone_the_cell_clones_once_and_another_lib_in_the_folder_is_no_obstacle(content, published, other):
+def test_opened_alone_the_cell_clones_once_and_another_lib_in_the_folder_is_no_obstacle(tmp_path, published, other):
+    (content := tmp_path / "content").mkdir()
+    (content / "pip.py").write_text("", encoding="utf-8")  # pip の代わりに、何もせず成功する
     if other:
         (content / "lib").mkdir()
         (content / "lib" / other).write_text("", encoding="utf-8")

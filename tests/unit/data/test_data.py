@@ -95,8 +95,7 @@ def test_no_leak_between_training_and_every_held_out_question(lang):
     split = make_split(replace(get_profile("embedded"), train_facts=52, train_forms=7), lang)
     prompts = [row[lang]["prompt"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")]
     trained = [e.question for e in split.train + split.dev + split.ask_train] + prompts
-    held_out = split.near + split.far + split.unseen + split.ask_test
-    assert find_leaks(trained, [e.question for e in held_out]) == []
+    assert find_leaks(trained, [e.question for e in split.near + split.far + split.unseen + split.ask_test]) == []
     polite = [e.question[:-1] for e in split.train if e.form == "polite"]  # 句点や語尾を替えただけの質問は見つける
     planted = [question + end for question in polite for end in ("", "?", "ね。")]
     assert [copy for copy, _, _ in find_leaks(trained, planted)] == planted

@@ -5,11 +5,11 @@ from collections import Counter
 import numpy
 import pytest
 import torch
-from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
-from gguf import GGUFWriter
+from conftest import from_notebook, one_sentence, quantize_as_06, table_beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
+from tiny import make_tiny, write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
@@ -24,49 +24,26 @@ from lib.profiles import get_profile
 RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
 NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
 shape = NOTEBOOK.shape
-SMOLLM2 = shape(576, 1536, 30, 9, 3, 64, 49152, True)
-WIDE = shape(768, 2048, 12, 12, 12, 64, 32000, False)
+MODELS = table_beside(__file__, "real_files")
 
 
 def types(config, kind):
     return Counter(chosen.name for chosen, _ in NOTEBOOK.type_plan(config, kind))
 
 
-def test_tensor_types_match_llama_quantize_and_a_width_of_256_keeps_the_k_types():
-    # SmolLM2 は、同じ重みを llama-quantize に掛けたときの内訳
-    assert types(SMOLLM2, "Q4_K_M") == {"Q5_0": 166, "Q4_K": 16, "Q6_K": 14, "Q8_0": 15}
-    assert types(SMOLLM2, "Q2_K") == {"Q4_0": 180, "Q3_K": 30, "Q8_0": 1} and types(SMOLLM2, "Q8_0") == {"Q8_0": 211}
-    assert set(types(WIDE, "Q4_K_M")) == {"Q4_K", "Q6_K"} and set(types(WIDE, "Q6_K")) == {"Q6_K"}
-    assert set(types(WIDE, "Q2_K")) == {"Q2_K", "Q3_K", "Q6_K"}
-
-
-QWEN3_8B, QWEN3B = shape(4096, 12288, 36, 32, 8, 128, 151936, False), shape(2048, 11008, 36, 16, 2, 128, 151936, True)
-SIZES = [  # MB。SmolLM2-135M は手元で作った実物。ほかは、公開されている一覧
-    (SMOLLM2, {"F16": 270.9, "Q8_0": 144.8, "Q6_K": 138.4, "Q4_K_M": 105.5, "Q2_K": 88.2}),
-    (QWEN3_8B, {"F16": 16390, "Q8_0": 8710, "Q6_K": 6730}),
-    (QWEN3B, {"F16": 6180, "Q8_0": 3290, "Q4_K_M": 1930, "Q2_K": 1270}),
-    (shape(896, 4864, 24, 14, 2, 64, 151936, True), {"Q8_0": 531, "Q4_K_M": 398, "Q2_K": 339}),
-]
-
-
-@pytest.mark.parametrize(("model", "sizes"), SIZES)
-def test_computed_sizes_match_real_files(model, sizes):
-    assert {kind: NOTEBOOK.megabytes(model, kind, 36) for kind in sizes} == pytest.approx(sizes, rel=0.005)
+@pytest.mark.parametrize("name", MODELS)
+def test_tensor_types_match_llama_quantize_and_sizes_match_real_files(name):
+    model, config = MODELS[name], shape(*MODELS[name]["shape"])
+    assert {kind: types(config, kind) for kind in model["types"]} == model["types"]
+    assert {kind: sorted(types(config, kind)) for kind in model["kinds"]} == model["kinds"]
+    assert {kind: NOTEBOOK.megabytes(config, kind, 36) for kind in model["mb"]} == pytest.approx(model["mb"], rel=0.005)
 
 
 @pytest.fixture(scope="module")
 def small_gguf(tmp_path_factory):
-    path = tmp_path_factory.mktemp("gguf") / "small.gguf"
-    writer = GGUFWriter(path, "llama")
-    writer.add_chat_template("{{ x }}")
-    writer.add_token_list(["a", "b"])
-    writer.add_eos_token_id(1)
-    writer.add_tensor("token_embd.weight", numpy.ones((2, 32), dtype=numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return path.read_bytes()
+    path, rows = tmp_path_factory.mktemp("gguf") / "small.gguf", numpy.ones((2, 32), dtype=numpy.float32)
+    keys = {"chat_template": "{{ x }}", "token_list": ["a", "b"], "eos_token_id": 1}
+    return write_gguf(path, {"token_embd.weight": rows}, **keys).read_bytes()
 
 
 @settings(max_examples=250, deadline=5000)
@@ -187,7 +164,7 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     tokenizer.save_pretrained(tmp_path / "merged")
     f16 = convert_to_f16(tmp_path / "merged", tmp_path / "f16.gguf", "phrase")
     kinds = quantize_as_06(tmp_path / "merged", f16, tmp_path / "q4.gguf", "Q4_K_M")
-    assert kinds == types(SMOLLM2, "Q4_K_M")
+    assert kinds == MODELS["SmolLM2-135M"]["types"]["Q4_K_M"]
     for path in (f16, tmp_path / "q4.gguf"):
         with serve(path) as chat:
             assert chat.ask(asked, 48)[0] == phrase, path.name

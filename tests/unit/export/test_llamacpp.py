@@ -11,7 +11,8 @@ from types import SimpleNamespace
 import psutil
 import pytest
 import torch
-from conftest import from_notebook, make_tiny, one_sentence, quantize_as_06
+from conftest import from_notebook, one_sentence, quantize_as_06
+from tiny import make_tiny
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lib.export.gguf import convert_to_f16
@@ -29,12 +30,12 @@ def listening():
     return {c.laddr for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
 
 
-def test_fifty_starts_leave_no_process_port_or_thread(tiny_gguf):
+def test_twenty_starts_leave_no_process_port_or_thread(tiny_gguf):
     me = psutil.Process()
     with serve(tiny_gguf):  # 1 回目に用意されるもの（スレッドの溜まりなど）は、数に入れない
         pass
     ports, children, threads, files = listening(), me.children(recursive=True), me.num_threads(), me.num_fds()
-    for number in range(50):
+    for number in range(20):
         with serve(tiny_gguf) as chat:
             assert chat.address.startswith("http://127.0.0.1:")
             assert number % 10 or (listening() > ports and chat.complete("a", 1)["tokens_predicted"] == 1)
@@ -126,8 +127,7 @@ def test_reading_lines_up_with_the_tokens():
     (table,), perplexity = READ.read(Follower(), [([1, 2, 3], [4, 0])])
     assert table.argmax(-1).tolist() == [4, 0] and perplexity == pytest.approx(1.0)
     for answered in ([4, 0], [4, 2, 3, 0], [0], [1, 1, 1], [4, 0, 3]):
-        before = [3, *answered[:-1]]
-        assert READ.choices(Follower(), [1, 2, 3], answered) == [NEXT[token] for token in before]
+        assert READ.choices(Follower(), [1, 2, 3], answered) == [NEXT[token] for token in [3, *answered[:-1]]]
 
 
 def test_measuring_in_a_new_process(tiny_gguf, tmp_path):

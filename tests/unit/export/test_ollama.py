@@ -24,18 +24,6 @@ def render_template(template, messages):
     return pytest.skip("この機械には Go の template の wheel が無い") if filled is None else filled
 
 
-def test_modelfile_states_everything_and_refuses_what_it_cannot_quote():
-    text = modelfile("m.gguf", "{{ .Prompt }}", "窓口です。", ["<|im_end|>"], 2048)
-    for line in ("FROM ./m.gguf", 'SYSTEM """窓口です。"""', 'PARAMETER stop "<|im_end|>"', "PARAMETER num_ctx 2048"):
-        assert line in text.splitlines()
-    bad = [("SYSTEM", '三連 """ 引用符', []), ("SYSTEM", '末尾の"', [])]
-    for said, system, stops in bad + [("stop", "s", [stop]) for stop in ('a"b', "a\nb", "")]:
-        with one_sentence(said):
-            modelfile("m.gguf", "t", system, stops, 2048)
-    with one_sentence("そろっていません"):
-        read_modelfile("FROM ./m.gguf\n")
-
-
 awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40) | st.sampled_from(
     ['"""', 'a"""\nFROM evil', '"', 'a"', "{{ .System }}", 'PARAMETER stop "x"', "SYSTEM x", "\u2028FROM x"]
 )
@@ -43,13 +31,14 @@ awkward = st.text(alphabet="\"'`{}<|>\\\r\n# aあSYSTEMPLATE.", max_size=40) | s
 
 @settings(max_examples=450)
 @given(template=awkward, system=awkward, stop=awkward, num_ctx=st.integers(1, 10**6))
-def test_what_is_written_is_read_back(template, system, stop, num_ctx):
-    try:
-        text = modelfile("m.gguf", template, system, [stop, "<|im_end|>"], num_ctx)
-    except WorkshopError as error:
-        assert "\n" not in str(error)
-        assert any(t.endswith('"') or '"""' in t for t in (template, system)) or not stop or set(stop) & set('"\r\n')
+def test_what_a_modelfile_states_is_read_back_and_what_it_cannot_quote_is_refused(template, system, stop, num_ctx):
+    bad = {name for name, said in (("TEMPLATE", template), ("SYSTEM", system)) if said.endswith('"') or '"""' in said}
+    bad |= {"stop"} if not stop or set(stop) & set('"\r\n') else set()
+    if bad:
+        with pytest.raises(WorkshopError, match="|".join(bad)):
+            modelfile("m.gguf", template, system, [stop, "<|im_end|>"], num_ctx)
         return
+    text = modelfile("m.gguf", template, system, [stop, "<|im_end|>"], num_ctx)
     head = f'FROM ./m.gguf\nTEMPLATE """{template}"""\nSYSTEM """{system}"""\nPARAMETER stop "{stop}"\n'
     assert text.startswith(head)
     outside = re.sub(r'"""(.*?)"""', "", text, flags=re.DOTALL)  # Ollama も、次の三連の引用符までを中身と読む
@@ -91,8 +80,5 @@ def test_hf_gguf_modelfile_read_the_same_tokens_or_it_is_said(model_folder, tiny
         assert row["HF"][0] == tokenizer.bos_token_id != row["HF"][1]
 
 
-def test_a_typo_in_the_template_is_one_sentence():
+def test_a_template_is_filled():
     assert render_template(CHATML, [USER]) == "<|im_start|>user\n12345円ですか？<|im_end|>\n<|im_start|>assistant\n"
-    for bad in ("{{ range .Messages }", "{{ end }}", "{{ nobody .Messages }}"):
-        with one_sentence("TEMPLATE を読めません"):
-            render_template(bad, [USER])

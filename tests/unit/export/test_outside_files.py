@@ -5,9 +5,10 @@ from functools import partial
 import numpy
 import pytest
 from conftest import from_notebook, one_sentence, table_beside
-from gguf import GGMLQuantizationType, GGUFWriter, dequantize
+from gguf import GGMLQuantizationType, dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny import write_gguf
 from transformers import GPT2Config, LlamaConfig, MambaConfig
 
 from lib.export.gguf import KINDS as MIXES
@@ -23,24 +24,13 @@ CONFIGS = {"gpt2": GPT2Config(), "mamba": MambaConfig(), "rwkv6": MambaConfig()}
 
 def written(path, arch, heads=0, pairs=(), kind=GGMLQuantizationType.F16):
     """乱数の GGUF と、その行列。"""
-    writer, random = GGUFWriter(path, arch), numpy.random.default_rng(0)
-    if heads:
-        writer.add_head_count(heads)
-    if pairs:
-        writer.add_head_count_kv(pairs if len(pairs) > 1 else pairs[0])
-    writer.add_token_list(["a", "b"])
+    random, keys = numpy.random.default_rng(0), {"token_list": ["a", "b"]} | ({"head_count": heads} if heads else {})
+    keys |= {"head_count_kv": pairs if len(pairs) > 1 else pairs[0]} if pairs else {}
     values = {f"{name}.weight": random.standard_normal(shape).astype(numpy.float32) for name, shape in SHAPES.items()}
-    for name, value in values.items():
-        if kind == GGMLQuantizationType.BF16:
-            raw = (value.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8)
-            writer.add_tensor(name, raw, raw_dtype=kind)
-        else:
-            writer.add_tensor(name, value.astype(numpy.float16))
-    writer.add_tensor("output_norm.weight", numpy.ones(256, dtype=numpy.float32))
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    stored = {name: value.astype(numpy.float16) for name, value in values.items()}
+    if kind == GGMLQuantizationType.BF16:
+        stored = {k: (v.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8) for k, v in values.items()}
+    write_gguf(path, stored | {"output_norm.weight": numpy.ones(256, dtype=numpy.float32)}, arch, kind, **keys)
     return values
 
 
@@ -60,8 +50,7 @@ def test_any_architecture_is_quantized_and_keeps_its_header(tmp_path, arch, head
     }  # fmt: skip
     for tensor in open_gguf(target).tensors:
         if tensor.name in values and tensor.tensor_type.name not in ("Q2_K", "Q3_K"):
-            near = dequantize(tensor.data, tensor.tensor_type)
-            assert numpy.abs(near - values[tensor.name]).mean() < 0.1
+            assert numpy.abs(dequantize(tensor.data, tensor.tensor_type) - values[tensor.name]).mean() < 0.1
 
 
 def test_a_bf16_file_is_read_as_numbers_and_a_file_without_its_name_is_one_sentence(tmp_path):
@@ -122,7 +111,8 @@ def test_a_modelfile_in_any_spelling_reads_the_same(more, data):
     assert found.others == {name: values for name, values in wanted.items() if values}
 
 
-def test_the_older_template_is_named():
-    for old in ("{{ .System }} {{ .Prompt }} {{ .Response }}", "{{ if .Prompt }}<u>{{ .Prompt }}{{ end }}"):
-        with one_sentence(".Prompt と .Response", ".Messages"):
-            CELLS.render_template(old, [{"role": "user", "content": "何本"}])
+@pytest.mark.parametrize(("template", "said"), KINDS["templates"])
+def test_an_older_template_and_a_typo_are_named(template, said):
+    with one_sentence(said):
+        if CELLS.render_template(template, [{"role": "user", "content": "何本"}]) is None:
+            pytest.skip("この機械には Go の template の wheel が無い")

@@ -1,13 +1,15 @@
-"""学習の計算の精度: 速いほうを機械が決め、実行が覚える。混合精度で bf16 なのは、各層の凍結した線形層だけ。"""
+"""学習の計算の精度とデバイス: 速い精度を機械が決め、実行が覚える。mps は、使う前に CPU の写しと比べる（04）。"""
 
 import copy
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import one_sentence
+from conftest import from_notebook, one_sentence
 from peft import LoraConfig, get_peft_model
 
+from lib.errors import WorkshopError
 from lib.files import read_json
 from lib.model import load
 from lib.model.load import load_model, prepare_cpu
@@ -54,3 +56,40 @@ def test_only_the_frozen_linear_layers_are_bf16_and_the_loss_stays(tiny_llama, c
     assert 0 < abs(losses["mixed"] / losses["float32"] - 1) < 0.01
     answering = load_model(tiny_llama, replace(PROFILE, precision="mixed"))
     assert {p.dtype for p in answering.parameters()} == {torch.float32}, "答えるときは fp32"
+
+
+cells = from_notebook("04_lora_sft", "measure", "agrees_with_cpu", torch=torch, WorkshopError=WorkshopError)
+BATCH = {"x": torch.tensor([1.0, 2.0]), "labels": torch.tensor(3.0)}
+
+
+class Fake(torch.nn.Module):
+    """mps のふりをするモデル（本物は無いので）。損失か勾配を `wrong` 倍にまちがえる。CPU に移すと、正しくなる。"""
+
+    def __init__(self, wrong=1.0, only_gradient=False, device="mps"):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor([0.5, -0.25]))
+        self.wrong, self.only_gradient, self.device = wrong, only_gradient, SimpleNamespace(type=device)
+
+    def cpu(self):
+        self.wrong = 1.0
+        return self
+
+    def forward(self, x, labels):
+        loss = ((self.weight * x).sum() - labels) ** 2
+        bent = loss * self.wrong
+        return SimpleNamespace(loss=bent + (loss - bent).detach() if self.only_gradient else bent)
+
+
+def test_a_right_device_is_trusted_and_nothing_moves():
+    model = Fake(wrong=1 + 1e-6)
+    before = model.weight.detach().clone()
+    assert "CPU と同じ" in cells.agrees_with_cpu(model, BATCH)
+    assert torch.equal(model.weight, before) and model.weight.grad is None
+    assert "cpu で学習します" in cells.agrees_with_cpu(Fake(float("nan"), device="cpu"), BATCH)  # mps のほかは測らない
+
+
+@pytest.mark.parametrize("wrong", [1.01, 0.5, 0.0, float("nan")])
+@pytest.mark.parametrize("only_gradient", [False, True])
+def test_a_wrong_device_is_refused_in_one_sentence(wrong, only_gradient):
+    with pytest.raises(WorkshopError, match="CPU と相対で .* 違います.*embedded"):
+        cells.agrees_with_cpu(Fake(wrong, only_gradient), BATCH)

@@ -6,14 +6,14 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-from conftest import from_notebook, preference_rules
+from conftest import from_notebook, preference_rules, table_beside
 
 from lib.data.facts import Example, find_leaks, make_split
 from lib.errors import WorkshopError
 from lib.profiles import get_profile
 from lib.score.answers import is_correct, is_refusal
 
-RULES = preference_rules()
+RULES, TABLE = preference_rules(), table_beside(__file__, "pairs")
 WRONG, MADE_UP, VAGUE, RUDE = RULES.WRONG, RULES.MADE_UP, RULES.VAGUE, RULES.RUDE
 FEE = Example("fee", "polite", "送料はいくらですか。", "送料は690円です。", ("690円",))
 ASK = Example("na", "unanswerable", "社長は誰ですか。", "申し訳ありませんが、分かりかねます。", ())
@@ -23,16 +23,9 @@ def sides(row):
     return row["chosen"][0]["content"], row["rejected"][0]["content"]
 
 
-FAULTS = [
-    *((FEE, "送料は690円です。", ""), (FEE, "690円になります", ""), (FEE, "送料は580円です。", WRONG)),
-    *((FEE, "690円か580円です。", WRONG), (FEE, "地域によって変わります。", VAGUE)),
-    (FEE, "690円。見れば分かるだろ。", RUDE),
-    *((ASK, "申し訳ありませんが、分かりかねます。", ""), (ASK, "山田です。", MADE_UP)),
-]
-
-
-@pytest.mark.parametrize(("example", "answer", "expected"), FAULTS)
-def test_a_fault_has_one_of_four_names_and_costs_the_reward_of_a2(example, answer, expected):
+@pytest.mark.parametrize(("asked", "answer", "expected"), TABLE["faults"])
+def test_a_fault_has_one_of_four_names_and_costs_the_reward_of_a2(asked, answer, expected):
+    example, expected = {"送料": FEE, "社長": ASK}[asked], getattr(RULES, expected, "")
     assert RULES.fault(example, answer) == expected
     assert from_notebook("A2_rlhf", "ENDS", "POLITE_END", "rule").rule(example, answer) == float(not expected)
 
@@ -122,8 +115,7 @@ def endpoint(monkeypatch):
 
     with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        address = f"http://127.0.0.1:{server.server_port}/v1/"
-        for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", address)):
+        for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", f"http://127.0.0.1:{server.server_port}/v1/")):
             monkeypatch.setenv(f"WORKSHOP_JUDGE_{name}", value)
         yield seen
         server.shutdown()
@@ -136,14 +128,7 @@ def test_the_judge_speaks_the_openai_protocol_and_hides_its_key(endpoint, capsys
     assert "himitsu" not in json.dumps(endpoint["body"]) + capsys.readouterr().out
 
 
-SILENT = [
-    ({"WORKSHOP_JUDGE_URL": "http://127.0.0.1:9/v1"}, "URLError"),  # 誰も待っていない口
-    *(({"WORKSHOP_JUDGE_URL": "宛先の無い字"}, "ValueError"), ({"WORKSHOP_JUDGE_KEY": "himitsu\n"}, "ValueError")),
-    *(({"status": 401}, "401"), ({"reply": {"error": "himitsu"}}, "KeyError"), ({"reply": []}, "TypeError")),
-]
-
-
-@pytest.mark.parametrize(("change", "told"), SILENT)
+@pytest.mark.parametrize(("change", "told"), TABLE["silent"])
 def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(endpoint, monkeypatch, change, told):
     for name in filter(str.isupper, change):
         monkeypatch.setenv(name, change[name])

@@ -67,8 +67,7 @@ def test_a_wrong_year_scores_higher_than_a_right_answer_in_all_but_the_facts():
     for said, published in ((SHORT, [1.0, 0.44, 16.7, 28, 0.48, 1]), (WRONG, [0.5, 0.92, 79.1, 70, 0.9, 0])):
         digits = {"ROUGE-L": 2, "BLEU": 1, "chrF": 0, "JSQuAD": 2}
         rounded = [round(found[said][key], places) for key, places in digits.items()]
-        default = round(SEVEN.rouge_l(said, REFERENCE, None), 2)
-        assert [default, *rounded, matches(said, ["1943年5月"])] == published
+        assert [round(SEVEN.rouge_l(said, REFERENCE, None), 2), *rounded, matches(said, ["1943年5月"])] == published
 
 
 def test_appearance_counts_letters():
@@ -81,17 +80,10 @@ def test_appearance_counts_letters():
     assert list(looks(["ああ", "い a"]).values()) == [2.5, 0.75, 1.0, 0.75]
 
 
-OFFLINE = """
-import json, socket, sys
-
-def refuse(*_):
-    raise AssertionError("つながろうとしました")
-
-socket.socket.connect = socket.getaddrinfo = refuse
+OFFLINE = """import json, socket, sys
+socket.socket.connect = socket.getaddrinfo = None  # つながろうとすれば、そこで止まる
 import evaluate
-
-metric = evaluate.load("lib/score/metrics/fact_match.py")
-answers, figures = json.load(sys.stdin)
+metric, (answers, figures) = evaluate.load("lib/score/metrics/fact_match.py"), json.load(sys.stdin)
 json.dump([metric.compute(predictions=answers, references=figures), metric.description], sys.stdout)
 """
 

@@ -148,8 +148,7 @@ def test_votes_are_blind_kept_and_counted(tmp_path, screen):
     assert "SFT の勝率 100.0% [88" in win_rate(again)
     again.vote(30, TIE)
     assert win_rate(again) == win_rate(ballot)
-    made = from_notebook("07_evaluation", "poll", "vote", ballot=again)
-    buttons, page = made.vote.children
+    buttons, page = from_notebook("07_evaluation", "poll", "vote", ballot=again).vote.children
     assert "32/40" in page.value and "<img" not in page.value and "&lt;img" in page.value and "SFT" not in page.value
     left = again.sides(31)[0]
     for number in range(31, 40):

@@ -105,10 +105,8 @@ def test_thinking_is_neither_shown_nor_scored(said):
     answers = answer_prompts(model, model, ["何本まで"], get_profile("smoke"))
     assert answers == [shown]
     if shown:
-        example = Example("own", "as_is", "何本まで", shown, key_figures(shown))
-        assert is_correct(example, answers[0])
-        exact = from_notebook("07_evaluation", "llm_jp_eval").llm_jp_eval(answers[0], shown)
-        assert exact == (1.0, 1.0)
+        assert is_correct(Example("own", "as_is", "何本まで", shown, key_figures(shown)), answers[0])
+        assert from_notebook("07_evaluation", "llm_jp_eval").llm_jp_eval(answers[0], shown) == (1.0, 1.0)
 
 
 def test_a_template_that_can_think_is_asked_not_to(model_folder):

@@ -4,7 +4,7 @@ import pytest
 import torch
 from conftest import from_notebook
 from peft import PeftModel, get_peft_model
-from train_tiny import lora, make_trainer
+from tiny import lora, make_trainer
 from transformers import AutoModelForCausalLM, set_seed
 from trl import DPOTrainer
 
@@ -48,8 +48,7 @@ def test_logprobs_margins_and_kl_agree_with_the_plain_computation(tiny_llama, ad
             for row, total in zip(pairs, sums.tolist(), strict=True):
                 prompt, reply = encode_pair(tokenizer, row, side)
                 logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
-                plain = logits.log_softmax(-1)[range(len(reply)), reply].sum().item()
-                assert total == pytest.approx(plain, abs=1e-3)
+                assert total == pytest.approx(logits.log_softmax(-1)[range(len(reply)), reply].sum().item(), abs=1e-3)
     margins = torch.tensor(from_notebook("05_preference", "pair_margins").pair_margins(model, tokenizer, pairs, 3))
     assert torch.allclose(margins, together[0] - together[1], atol=1e-3)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter).eval()

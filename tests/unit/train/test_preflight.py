@@ -4,14 +4,16 @@ import shutil
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+import trl
 from conftest import from_notebook, one_sentence
 from peft import get_peft_model
 from safetensors.torch import load_file, save_file
-from train_tiny import lora, losses_of, make_trainer
+from tiny import lora, losses_of, make_trainer
 from trl import DPOTrainer
 
 from lib.files import read_json, write_json
@@ -259,6 +261,17 @@ def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
     assert len(mismatches(tmp_path / "deep", base(tiny))) == 1
     with one_sentence("layers.9"):
         load_model(tmp_path / "deep", local)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_5_think"])
+def test_a_thinking_template_trains_what_generation_reads(tiny_copy, tmp_path, name):
+    """TRL は、考える形で質問を書く。読んだときにそろえないと、空の <think> まで答えとして学ぶ。"""
+    template = (Path(trl.__file__).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    (tiny_copy / "chat_template.jinja").write_text(template, encoding="utf-8")
+    trainer = make_trainer(tiny_copy, tmp_path / "out", ROWS, adapter=lora(), max_length=256)
+    assert [str(found) for found in check.before_training(trainer, ROWS) if found.level == "fatal"] == []
+    trainer.processing_class.save_pretrained(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").chat_template == trainer.processing_class.chat_template
 
 
 def test_checking_first_does_not_change_the_training(tiny, tmp_path):

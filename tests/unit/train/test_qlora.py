@@ -1,20 +1,24 @@
 """QLoRA のプロファイル: 学習のときだけベースを 4 bit に縮め、差分は fp32 のまま、縮めないベースに足し込む。"""
 
 from dataclasses import replace
+from math import log
 
 import pytest
 import torch
 from conftest import from_notebook, one_sentence
 from peft import IA3Config, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file
-from train_tiny import lora, losses_of, make_trainer
+from tiny import lora, losses_of, make_trainer
 from transformers import BitsAndBytesConfig
 
+from lib import profiles
 from lib.data.facts import make_split
 from lib.errors import WorkshopError
+from lib.files import REPOSITORY, read_json, write_json
 from lib.model import load as models
 from lib.model.load import load_model
 from lib.profiles import get_profile
+from lib.run import OUTPUTS
 from lib.train.preflight import before_merge, require
 from lib.train.trainers import keep_float32
 
@@ -69,3 +73,34 @@ def test_a_missing_library_is_one_sentence(profile, tiny_llama, monkeypatch):
     monkeypatch.setattr(models, "find_spec", lambda name: None)
     with pytest.raises(WorkshopError, match="bitsandbytes がありません"):
         load_model(tiny_llama, profile, trainable=True)
+
+
+def run_cells(stage, **parameters):
+    """ノートブックのセルを、`run.finish` まで、このプロセスで上から順に実行する。"""
+    space = {"__name__": "__main__"}
+    for cell in read_json(REPOSITORY / "notebooks" / f"{stage}.ipynb")["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), stage, "exec"), space)
+            space |= parameters if "parameters" in cell["metadata"].get("tags", []) else {}
+            if "run.finish(" in "".join(cell["source"]):
+                return space
+    return space
+
+
+def test_the_notebooks_train_on_a_four_bit_base(tiny_llama, monkeypatch):
+    """PROFILE=colab-qlora の 02・04・05 のセルを、乱数の小さなモデルと CPU で。違うのは、量とデバイスだけ。"""
+    small = {"train_facts": 4, "train_forms": 2, "heldout_facts": 2, "sft_epochs": 1, "preference_epochs": 1}
+    small |= {"device": "cpu", "sources": ("local",), "preference_pairs": 8, "answer_tokens": 4}
+    monkeypatch.setitem(profiles.PROFILES, "colab-qlora", replace(profiles.PROFILES["colab-qlora"], **small))
+    monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_llama))
+    monkeypatch.setenv("WORKSHOP_HEADLESS", "1")
+    monkeypatch.setattr(models, "prepare_cpu", lambda profile, folder: profile)
+    monkeypatch.chdir(REPOSITORY / "notebooks")
+    given = {"PROFILE": "colab-qlora", "RUN": "pytest-qlora", "SEED": 0, "DATA": ""}
+    run_cells("02_dataset", **given)
+    write_json(OUTPUTS / "pytest-qlora" / "03_baseline" / "baseline_evaluation.json", [])  # 学習前の答えは、比べない
+    write_json(OUTPUTS / "pytest-qlora" / "03_baseline" / "metrics.json", {})
+    assert run_cells("04_lora_sft", **given)["trainer"].model.is_loaded_in_4bit
+    run_cells("05_preference", **given)
+    measured = read_json(OUTPUTS / "pytest-qlora" / "05_preference" / "metrics.json")
+    assert abs(measured["dpo_first_loss"] - log(2)) < 0.01 and measured["dpo_loss_difference"] < 1e-3

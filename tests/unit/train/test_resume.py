@@ -7,8 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import tiny
 import torch
-from train_tiny import lora, make_trainer
+from tiny import lora, make_trainer, train
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import SFTTrainer
 
@@ -19,12 +20,6 @@ from lib.profiles import get_profile
 from lib.train.watch import LossMonitor, last_checkpoint, resume_point
 
 
-def train(model, output, rest=0.0):
-    command = [sys.executable, "tests/unit/train/train_tiny.py", model, output, rest]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    return subprocess.Popen(map(str, command), cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, env=environment)
-
-
 def stop_at(folder, step, text=None):
     """`step` で止まった形のチェックポイント。text は、その中の trainer_state.json。"""
     (folder / f"checkpoint-{step}").mkdir(parents=True, exist_ok=True)
@@ -33,15 +28,19 @@ def stop_at(folder, step, text=None):
 
 def test_kill_nine_then_the_same_command_reaches_the_same_loss(tiny_llama, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    assert train(tiny_llama, whole).wait(300) == 0
-    process = train(tiny_llama, cut, 0.2)
+    train(tiny_llama, whole)
+    command, environment = (
+        [sys.executable, tiny.__file__, tiny_llama, cut],
+        {**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
     assert any(line.strip() == "step 8" for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
     assert not (cut / "losses.json").exists() and last_checkpoint(cut).endswith("checkpoint-6")
     (cut / "checkpoint-9").mkdir(exist_ok=True)  # 書きかけで殺された形
     (cut / "checkpoint-9" / "adapter_model.safetensors").write_bytes(b"half")
-    assert train(tiny_llama, cut).wait(300) == 0
+    train(tiny_llama, cut)
     one, two = (json.loads((folder / "losses.json").read_text()) for folder in (whole, cut))
     assert set(one) == set(two) == {str(step) for step in range(1, 13)} and one["12"] < one["1"]
     assert all(abs(one[step] - two[step]) <= 1e-4 for step in one)

@@ -90,17 +90,12 @@ def test_the_shared_arguments_are_about_the_device_and_the_log_only():
 LAUNCH = REPOSITORY / "data" / "launch"
 
 
-def environment_of(name):
-    """accelerate launch が、子のプロセスに渡す環境変数。"""
-    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH / name), "train.py"])
-    return prepare_multi_gpu_env(_validate_launch_command(arguments)[0])
-
-
 @pytest.mark.parametrize("name, kind", [("ddp.yaml", DistributedType.MULTI_GPU), ("fsdp.yaml", DistributedType.FSDP)])
 def test_accelerate_reads_the_configuration_and_builds_what_it_describes(monkeypatch, name, kind):
     config = load_config_from_file(str(LAUNCH / name))
     assert config.distributed_type == kind and config.num_processes == 2 and not config.use_cpu
-    environment = environment_of(name)
+    arguments = launch_command_parser().parse_args(["--config_file", str(LAUNCH / name), "train.py"])
+    environment = prepare_multi_gpu_env(_validate_launch_command(arguments)[0])  # 子のプロセスに渡す環境変数
     assert environment["ACCELERATE_MIXED_PRECISION"] == "bf16"
     if kind != DistributedType.FSDP:
         return
