@@ -1,5 +1,7 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
+import json
+import tomllib
 from collections import Counter
 from dataclasses import asdict, replace
 
@@ -180,7 +182,67 @@ def test_conversations_state_only_the_figures_of_their_facts(lang):
         assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
 
 
-@pytest.mark.parametrize("folder", ["support", "sanyo", "general", "school", "recorded", "my"])
+A5 = from_notebook("A5_form_and_voice", "ITEM", "FIELDS", "SCHEMA", "validator", "TEST", "DEV", "KINDS", "judge")
+
+
+@BOTH
+def test_order_mails_follow_the_schema_and_are_split_by_layout_and_product(lang):
+    rows = read_jsonl(DATA / "orders" / f"{lang}.jsonl")
+    layouts = [{row["layout"] for row in rows} - A5.TEST - A5.DEV, A5.DEV, A5.TEST]
+    parts = [[row for row in rows if row["layout"] in names] for names in layouts]
+    named = [{item["name"] for row in part for item in row["order"]["items"]} for part in parts]
+    assert [len(part) for part in parts] == [200, 24, 60] and sum(map(len, named)) == len(set.union(*named))
+    assert find_leaks([row["mail"] for row in parts[0] + parts[1]], [row["mail"] for row in parts[2]]) == []
+    for row in rows:
+        order, mail = row["order"], row["mail"].lower()
+        assert A5.judge(order, json.dumps(order, ensure_ascii=False))[1] == dict.fromkeys(A5.FIELDS, True), row
+        assert all(item["name"] in mail for item in order["items"]) and (order["contact"] or "") in mail, row
+
+
+GOOD = '{"items": [{"name": "cup", "quantity": 3}], "delivery": "express", "date": null, "contact": "a@b.example"}'
+JUDGED = [
+    (GOOD, 0, 4),
+    (GOOD.replace("3", "4"), 0, 3),
+    (GOOD.replace("null", '"03-01"'), 0, 3),
+    (f"{GOOD} Done.", 3, 0),
+]
+JUDGED += [(GOOD[:-1] + ",}", 3, 0), (GOOD.replace("3", '"3"'), 1, 0), (GOOD.replace("3", "0"), 1, 0), ("[]", 1, 0)]
+JUDGED += [(GOOD[:-1] + ', "note": ""}', 1, 0), ('{"items": []}', 1, 0), ("NaN", 1, 0), ("", 3, 0)]
+
+
+@pytest.mark.parametrize(("answer", "kind", "right"), JUDGED)
+def test_an_order_that_a_program_cannot_read_is_counted_as_what_it_is(answer, kind, right):
+    found, marks = A5.judge(json.loads(GOOD), answer)
+    assert found == A5.KINDS[kind] and sum(marks.values()) == right
+    assert A5.judge(json.loads(GOOD), GOOD[:40], cut=True)[0] == A5.KINDS[2]
+
+
+RULES = ("VOICE_TEST", "letters", "CASUAL", "polite", "numbers", "house_rules")
+SPOILT = {
+    "書き出し": lambda text, row: f"Hi. {text}",
+    "結び": lambda text, row: text[:-1],
+    "箇条書き": lambda text, row: text.replace("- ", "* ", 1),
+    "丁寧": lambda text, row: text.replace(text.split("\n")[1], f"- {row['notes'][0]}"),
+    "数字": lambda text, row: text.replace("- ", "- 77 ", 1),
+}
+
+
+@BOTH
+def test_every_house_answer_keeps_the_rules_and_a_spoilt_one_breaks_just_its_own(lang):
+    voice = tomllib.loads((DATA / "voice" / f"{lang}.toml").read_text(encoding="utf-8"))
+    given = {"VOICE": voice, "profile": replace(get_profile("embedded"), lang=lang)}
+    a5 = from_notebook("A5_form_and_voice", *RULES, **given)
+    rows = {topic: a5.letters(topic) for topic in voice["topics"]}
+    size = [sum(len(rows[topic]) for topic in rows if (topic in a5.VOICE_TEST) == held) for held in (False, True)]
+    assert size[0] >= 100 and size[1] >= 40
+    for row in (row for part in rows.values() for row in part):
+        assert all(a5.house_rules(row, row["answer"]).values()), row
+        for rule, spoil in SPOILT.items():
+            marks = a5.house_rules(row, spoil(row["answer"], row))
+            assert [name for name, kept in marks.items() if not kept] == [rule], (row, rule)
+
+
+@pytest.mark.parametrize("folder", ["support", "voice", "orders", "sanyo", "general", "school", "recorded", "my"])
 def test_every_data_folder_has_a_card(folder):
     text = (DATA / folder / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text or "CC0" in text or folder == "my"
