@@ -39,9 +39,11 @@ def find_data(name: str | Path) -> Path | None:
 def _from_hub(name: str) -> Path:
     """ハブのデータセット（持ち主/名前）の train を、一度だけ取り、data/my/hub/ に JSONL で置いたもの。"""
     from datasets import load_dataset
+    from huggingface_hub import dataset_info
 
     path = REPOSITORY / "data" / "my" / "hub" / f"{name.replace('/', '--')}.jsonl"
     if not path.exists():
+        dataset_info(name, timeout=10)  # 届かなければ、何度も試さずに、ここで止まる
         rows = load_dataset(name, split="train")
         write_text(path, "".join(json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows))
     return path

@@ -183,10 +183,8 @@ def normalise_question(text: str) -> str:
 
 
 def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.9) -> list[tuple[str, str, float]]:
-    """試験の質問に、文字で見てほぼ同じ学習の質問を探す: (試験, 学習, 似かた 0–1) の列。空ならデータリークなし。
-
-    0.9 は、みなも堂の質問の 1 字や語尾を替えた文を全部捕まえ（最小 0.92）、別の文型（最大 0.889）に掛からない値。
-    """
+    """試験の質問に、文字で見てほぼ同じ学習の質問を探す: (試験, 学習, 似かた 0–1) の列。空ならデータリークなし。"""
+    # 0.9 は、みなも堂の質問の 1 字や語尾を替えた文を全部捕まえ（最小 0.92）、別の文型（最大 0.889）に掛からない値。
     known, asked = ([normalise_question(text) for text in part] for part in (train, test))
     best = [process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=100 * threshold) for text in asked]
     return [(text, train[hit[2]], hit[1] / 100) for text, hit in zip(test, best, strict=True) if hit]

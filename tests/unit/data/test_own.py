@@ -358,6 +358,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_a_failure_is_one_sentence(tmp
 
     monkeypatch.setattr("lib.files.REPOSITORY", tmp_path)
     monkeypatch.setattr("datasets.load_dataset", load)
+    monkeypatch.setattr("huggingface_hub.dataset_info", lambda name, timeout: None)
     path = find_data("someone/rules")
     assert find_data("someone/rules") == path and fetched == [("someone/rules", "train")]
     assert [(e.question, e.answer) for e in read_own(path)] == [(QA["question"], QA["answer"]), ("一", "二")]
