@@ -74,7 +74,7 @@ def curve(history: Sequence[Mapping[str, float]], keys: Sequence[str], title: st
     """Trainer の記録から折れ線を描く。"""
     figure, axes = plt.subplots()
     for key in keys:
-        points = pd.Series({row["step"]: row[key] for row in history if key in row}, name=key)
+        points = pd.Series({row["step"]: row[key] for row in history if key in row}, name=key, dtype=float)
         points.plot(ax=axes, marker="o", ms=3, legend=True, xlabel=xlabel, title=title)
     plt.close(figure)
     return figure

@@ -132,6 +132,7 @@ def test_every_control_redraws_the_view(screen):
     slider, page = sliders(line, peak=RATE).children  # 図も、頁に描かれる
     before = page.value
     slider.value = 1e-2
+    assert curve([{"step": 1, "loss": 2.0}], ["loss", "eval_loss"], "最初の評価の前")
     assert page.value.startswith('<img alt="図" src="data:image/png') and page.value != before
 
 
