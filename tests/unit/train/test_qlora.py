@@ -100,7 +100,12 @@ def test_the_notebooks_train_on_a_four_bit_base(tiny_llama, monkeypatch):
     run_cells("02_dataset", **given)
     write_json(OUTPUTS / "pytest-qlora" / "03_baseline" / "baseline_evaluation.json", [])  # 学習前の答えは、比べない
     write_json(OUTPUTS / "pytest-qlora" / "03_baseline" / "metrics.json", {})
-    assert run_cells("04_lora_sft", **given)["trainer"].model.is_loaded_in_4bit
+    space = run_cells("04_lora_sft", **given)
+    trainer, profile = space["trainer"], space["profile"]
+    assert trainer.model.is_loaded_in_4bit and trainer.args.learning_rate == profile.sft_learning_rate != 7e-4
+    assert trainer.model.peft_config["default"].r == profile.lora_rank == space["changed"][0]["value"] != 64
+    tried = space["compute"]({**space["BASE"], "facts": 1, "epochs": 2, "batch": 4})  # EXPERIMENTS = True のとき
+    assert len([row for row in tried["history"] if "eval_loss" in row]) == 4 and 0 <= tried["near"] <= 1
     run_cells("05_preference", **given)
     measured = read_json(OUTPUTS / "pytest-qlora" / "05_preference" / "metrics.json")
     assert abs(measured["dpo_first_loss"] - log(2)) < 0.01 and measured["dpo_loss_difference"] < 1e-3

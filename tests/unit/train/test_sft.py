@@ -8,10 +8,11 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin
 from accelerate.utils.launch import prepare_multi_gpu_env
+from conftest import from_notebook
 from transformers import AutoModelForCausalLM, Gemma3TextConfig, LlamaConfig, Qwen3Config
 
 from lib.files import REPOSITORY
-from lib.profiles import get_profile
+from lib.profiles import PROFILES, get_profile
 from lib.train import trainers
 from lib.train.trainers import AnswerOnlyTrainer, pack
 
@@ -85,6 +86,22 @@ def test_the_shared_arguments_are_about_the_device_and_the_log_only():
     for name, cpu, bf16, pinned in (("embedded", True, False, False), ("cuda", False, True, True)):
         device = {"use_cpu": cpu, "bf16": bf16, "dataloader_pin_memory": pinned}
         assert get_profile(name).trainer_arguments("tensorboard") == {**device, **log}
+
+
+WRITTEN = ("BF16", "around", "lora_config", "config", "early", "layers", "first", "VALUES")
+
+
+@pytest.mark.parametrize("name", ["embedded", "cuda", "mac", "talk", "smoke", "embedded-ja"])
+def test_the_values_written_in_04_are_those_of_embedded_and_fit_every_device(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("transformers.training_args.is_torch_bf16_gpu_available", lambda: True)
+    profile, run = PROFILES[name], SimpleNamespace(stage=lambda stage: tmp_path, folder=tmp_path)
+    model = SimpleNamespace(config=SimpleNamespace(num_hidden_layers=30))
+    here = from_notebook("04_lora_sft", *WRITTEN, profile=profile, run=run, SEED=0, model=model)
+    assert (here.config.use_cpu, here.config.bf16) == (profile.device == "cpu", profile.dtype == "bfloat16")
+    assert here.early.early_stopping_patience == profile.patience and here.config.load_best_model_at_end
+    places = {key: here.lora_config if hasattr(here.lora_config, key) else here.config for key in here.VALUES}
+    other = [key for key, (value, _) in here.VALUES.items() if getattr(places[key], key) != value]
+    assert bool(other) == (name != "embedded") and "max_length" not in other
 
 
 LAUNCH = REPOSITORY / "data" / "launch"
