@@ -34,7 +34,7 @@ class Example:
     """質問と正解の一組。
 
     form は `FORM_LABELS` の鍵か "unanswerable" / "general" / "mix" / "conversation"。figures は正解に必ず入る数値
-    （答えの無い質問では空、"general" では、どれか一つが入れば正解の語）。history は前の往復（`messages` の形）。
+    （回答不能な質問では空、"general" では、どれか一つが入れば正解の語）。history は前の往復（`messages` の形）。
     """
 
     fact_id: str
@@ -61,7 +61,7 @@ class Split:
 
     train は学習例、dev は学習中に損失を見る例（1 事実に 1 例）。near は学習した事実を一度も見せない文型で、
     far は話題の語を一つも使わずに尋ねる問題。unseen は一度も教えない事実の問題（正答できたらデータリークか偶然）。
-    ask_train と ask_test は答えの無い質問（正解は断り）で、話題で分けてある。
+    ask_train と ask_test は回答不能な質問（正解は断り）で、話題で分けてある。
     """
 
     train: list[Example]

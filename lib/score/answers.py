@@ -19,7 +19,7 @@ def is_refusal(answer: str) -> bool:
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。答えの無い質問では、断ったか。"""
+    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。回答不能な質問では、断ったか。"""
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:

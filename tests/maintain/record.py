@@ -128,7 +128,7 @@ def record_run(run: Run, machine: str) -> None:
     scores, gguf, sft = map(run.metrics, ("07_evaluation", "06_merge_to_gguf", "04_lora_sft"))
     summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
     for kind in ("F16", *profile.quantizations):
-        summary[f"GGUF {kind}: 取り置きの言い回し"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
+        summary[f"GGUF {kind}: 言い換え（近い）"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
     amount = f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} 周"
     summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}、束 {profile.sft_batch}）"
     found = {"profile": profile.name, "model": profile.model, "date": settings["created"][:10], "machine": machine}
