@@ -13,7 +13,7 @@ from typing import Any
 import pandas
 
 import lib.run as run_room
-from lib.data.facts import FAR_FORMS
+from lib.data.facts import FAR_FORMS, read_jsonl
 from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import race
@@ -141,6 +141,20 @@ def record_experiments() -> None:
     update(run_room.RECORDED, {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))})
 
 
+def record_benchmark(folder: Path, machine: str) -> None:
+    """lm_eval（`--log_samples`）の出力 `folder/<モデルの呼び名>/` の、課題ごとの正誤（質問の順の 0 と 1）を残す。"""
+    right: dict[str, dict[str, str]] = {}
+    found: dict[str, Any] = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "right": right}
+    for path in sorted(folder.glob("*/*/results_*.json")):
+        told = read_json(path)
+        found |= {name: told[f"{name}_version"] for name in ("lm_eval", "transformers")}
+        for task in told["results"]:
+            (samples,) = path.parent.glob(f"samples_{task}_*.jsonl")
+            rows = sorted(read_jsonl(samples), key=lambda row: row["doc_id"])
+            right.setdefault(path.parent.parent.name, {})[task] = "".join(f"{row['acc']:.0f}" for row in rows)
+    update(REPOSITORY / "data" / "recorded" / "benchmark.json", found)
+
+
 def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
     """その場で計算した実演を録画として残す。機械の速さも添える（`make check` が見込みに使う）。
 
@@ -165,11 +179,16 @@ if __name__ == "__main__":
     parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
     parser.add_argument("--machine", default="", help="機械の説明。付けると、実行の要約を data/recorded/runs/ に残す")
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
+    parser.add_argument(
+        "--benchmark", type=Path, help="--machine とともに。lm_eval の出力を data/recorded/benchmark.json に"
+    )
     options = parser.parse_args()
     with command_line():
         runs = [reopen(name) for name in options.runs]
         if options.experiments:
             record_experiments()
+        elif options.benchmark:
+            record_benchmark(options.benchmark, options.machine)
         elif options.talk or options.machine:
             (record_talk if options.talk else record_run)(*runs, options.machine)
         else:
