@@ -56,7 +56,7 @@ def judged(by_seed: Mapping[str, Any]) -> dict[str, str]:
 def filled(text: str, seeds: Mapping[str, Any]) -> str:
     """README の文に、二つの表（正答率と判定）を入れ直したもの。seeds は、プロファイル → シード → {段: {指標: 値}}。"""
     chosen = {name: seeds[name] for name in ("embedded", "embedded-ja") if name in seeds}
-    chosen = {f"{p}（シード 0 だけ）" if list(rows) == ["0"] else p: rows for p, rows in chosen.items()}
+    chosen = {p if len(rows) > 2 else f"{p}（シード {'・'.join(rows)}）": rows for p, rows in chosen.items()}
     table = pandas.DataFrame({f"{p} {m}": v for p in chosen for m, v in shares(chosen[p]).items()}, LABELS.values())
     tables = [
         table.rename_axis("正答率（%）"),
