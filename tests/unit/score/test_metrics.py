@@ -4,7 +4,7 @@ import math
 from collections import Counter
 
 import pytest
-from conftest import from_notebook, one_sentence
+from conftest import from_notebook
 
 from lib.data.facts import DATA, Example, read_jsonl
 from lib.score.answers import general_correct, is_correct, is_refusal, makes_up_figure, wilson
@@ -35,8 +35,7 @@ def test_wilson_ends_solve_the_score_equation():
             expected = 1.959963984540054 * math.sqrt(end * (1 - end) / total)
             assert abs(successes / total - end) == pytest.approx(expected, abs=1e-9)
     assert wilson(0, 24).high > 0.1 and math.isnan(wilson(0, 0).value)
-    with one_sentence("一般の質問（ふつう）", "RUN"):  # 部分の増える前の版が書いた表
-        share([{"part": "near"}], "ordinary")
+    assert math.isnan(share([{"part": "near"}], "ordinary").value)  # 自分のデータには、無い部分がある
 
 
 ROWS = read_jsonl(DATA / "politeness" / "sentences.jsonl")
