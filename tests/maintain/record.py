@@ -57,7 +57,7 @@ def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
     for name in runs[0]:
         values = [run[name] for run in runs if name in run]
         if name in _UPPER_BOUNDS:
-            result[name] = {"at_most": _UPPER_BOUNDS[name], "why": "丸め誤差の大きさ"}
+            result[name] = {"at_most": _UPPER_BOUNDS[name], "why": "上限だけを持つ（record.toml）"}
             continue
         centre = statistics.median(values)
         is_share = name.endswith(("accuracy", "rate", "gain"))
