@@ -22,7 +22,8 @@ def find_data(name: str | Path) -> Path | None:
     places = [place / name for place in (Path(), REPOSITORY, REPOSITORY / "data") if text]
     try:
         if (found := next(filter(Path.exists, places), None)) is None:
-            return _from_hub(text) if text.count("/") == 1 and Path(text).suffix not in DATA_SUFFIXES else None
+            away = text.count("/") == 1 and not any(place.parent.exists() for place in places)  # data/… は手元の名前
+            return _from_hub(text) if away and Path(text).suffix not in DATA_SUFFIXES else None
         inside = sorted(found.iterdir()) if found.is_dir() else [found]
     except Exception as error:  # ハブの失敗は、部品ごとに例外が違う
         said = " ".join(f"{error}".split())[:200]

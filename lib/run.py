@@ -53,7 +53,8 @@ class Run:
         numbers = "  ".join(f"{name} {number}" for name, number in list(versions().items())[:5])
         place = f"出力先: {self.folder}   モデル: {self.profile.model}"
         mac = platform.system() == "Darwin" and platform.machine() == "arm64"
-        gpu = "mac" if mac else "colab" if os.environ.get("COLAB_GPU") else "cuda" if shutil.which("nvidia-smi") else ""
+        colab = os.environ.get("COLAB_GPU", "0") not in ("", "0")  # Colab の CPU では "0"
+        gpu = "mac" if mac else "colab" if colab else "cuda" if shutil.which("nvidia-smi") else ""
         said = f'\nこの機械の GPU を使うなら PROFILE = "{gpu}"（日本語を読むモデルと、日本語のデータ）'
         place += f"   データ: {self.profile.lang}   デバイス: {self.profile.device} / {self.profile.dtype}"
         return f"{numbers}\n{place}{said if gpu and self.profile.device == 'cpu' else ''}"

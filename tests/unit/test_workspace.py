@@ -200,3 +200,11 @@ def test_every_recorded_point_still_belongs_to_its_settings():
     recorded = read_json(REPOSITORY / "data" / "recorded" / "experiments.json")
     assert recorded and all(key == key_of(row["settings"]) for key, row in recorded.items())
     assert all({"result", "date", "machine", "versions"} <= set(row) for row in recorded.values())
+
+
+@pytest.mark.parametrize(("gpu", "offered"), [("1", True), ("0", False), ("", False)])
+def test_only_a_colab_with_a_gpu_is_offered_its_profile(tmp_path, monkeypatch, gpu, offered):
+    monkeypatch.setenv("COLAB_GPU", gpu)
+    monkeypatch.setattr("platform.system", lambda: "Linux")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert ('PROFILE = "colab"' in str(open_run("embedded", "x", outputs=tmp_path))) == offered

@@ -364,4 +364,7 @@ def test_a_data_set_of_the_hub_is_fetched_once_and_a_failure_is_one_sentence(tmp
     assert [(e.question, e.answer) for e in read_own(path)] == [(QA["question"], QA["answer"]), ("一", "二")]
     with one_sentence("開けません（届きません 二行目）"):
         find_data("someone/none")
-    assert find_data("none/table.csv") is None
+    asked = len(fetched)
+    assert (
+        find_data("none/table.csv") is find_data("data/ない") is find_data("./ない") is None and len(fetched) == asked
+    )
