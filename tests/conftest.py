@@ -112,10 +112,10 @@ def execute(monkeypatch, capfd):
     return run
 
 
-def python(*arguments, given=None, **environment):
+def python(*arguments, given=None, timeout=600, **environment):
     """別の Python を、いまの環境変数に environment を足して走らせ、終わりまで待つ。given は、標準入力に渡す字。"""
     pipes = {"capture_output": True, "encoding": "utf-8", "input": given, "env": {**os.environ, **environment}}
-    return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, timeout=1200, **pipes)
+    return subprocess.run([sys.executable, *arguments], cwd=REPOSITORY, timeout=timeout, **pipes)
 
 
 def refused(done, *words):

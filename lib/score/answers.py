@@ -45,12 +45,12 @@ def accuracy(examples: Sequence[Example], answers: Sequence[str]) -> float:
 
 def score_rows(examples: Sequence[Example], answers: Sequence[str], model: str, part: str) -> list[dict[str, object]]:
     """採点した表の行を返す（CSV と JSON に書く形）。"""
-    asked = [(e, said, {"model": model, "part": part}) for e, said in zip(examples, answers, strict=True)]
     return [
-        {**row, "fact": e.fact_id, "form": e.form, "question": e.question, "reference": e.answer, "answer": said,
-         "correct": is_correct(e, said), "made_up": makes_up_figure(e, said), "refused": is_refusal(said)}
-        for e, said, row in asked
-    ]  # fmt: skip
+        {"model": model, "part": part, "fact": e.fact_id, "form": e.form, "question": e.question}
+        | {"reference": e.answer, "answer": said, "correct": is_correct(e, said)}
+        | {"made_up": makes_up_figure(e, said), "refused": is_refusal(said)}
+        for e, said in zip(examples, answers, strict=True)
+    ]
 
 
 @dataclass(frozen=True)

@@ -74,9 +74,8 @@ class Change:
 
     def word(self) -> str:
         """「上がった」「下がった」「差は示せない」（補正後の p が 0.05 以下のときだけ、向きを言う）。"""
-        return (
-            ("上がった" if sum(map(sum, self.groups)) > 0 else "下がった") if self.corrected <= 0.05 else "差は示せない"
-        )
+        shown = "上がった" if sum(map(sum, self.groups)) > 0 else "下がった"
+        return shown if self.corrected <= 0.05 else "差は示せない"
 
     def interval(self, rounds: int = 2000) -> Interval:
         """正答率の差と、その大きさの 95% 区間。事実を単位に再標本化する（Efron & Tibshirani 1993、13 章）。"""
@@ -109,7 +108,7 @@ def difference(before: Rows, after: Rows, part: str, key: str = "correct") -> Ch
 
 
 def sign_flip(groups: Sequence[Sequence[int]]) -> float:
-    """両側の p（0–1）: 事実ごとに前と後を入れ替える 2ⁿ 通りのうち、差の合計が実際以上に偏る割合（Pagano 1983）。"""
+    """両側の p（0–1）: 事実ごとに前後を入れ替える 2ⁿ 通りで、合計が実際以上に偏る割合（Pagano & Tritchler 1983）。"""
     ways = {0: 1}  # 合計 → その合計になる入れ替え方の数
     for total in map(sum, groups):
         ends = {start + step for start in ways for step in (total, -total)}

@@ -11,18 +11,10 @@ import pandas
 
 from lib.errors import command_line
 from lib.files import REPOSITORY, read_json, write_text
-from lib.score.exam import model_verdicts
+from lib.score.exam import PARTS, model_verdicts
 
 README, SEEDS = REPOSITORY / "README.md", REPOSITORY / "data" / "recorded" / "seeds.json"
-# 部分 → 名前と、事実と質問の数（どちらの言語でも同じ）
-LABELS = {
-    "near": "言い換え（近い）",
-    "far": "言い換え（遠い）",
-    "unseen": "未学習の事実（0 であるべき）",
-    "unanswerable": "回答不能な質問の回答拒否率",
-    "general": "一般の質問（易しい）",
-    "ordinary": "一般の質問（ふつう）",
-}
+LABELS = PARTS | {"unseen": "未学習の事実（0 であるべき）", "unanswerable": "回答不能な質問の回答拒否率"}
 NAMES = {"base": "学習前", "sft": "SFT", "dpo": "SFT + DPO"}
 _BLOCK = re.compile(r"(<!-- 結果の表 -->\n).*?(<!-- 表の終わり -->)", re.DOTALL)
 

@@ -26,7 +26,7 @@ def finished(short_model):
             process.send_signal(signal.SIGINT)
             break
     rest, _ = process.communicate(timeout=120)
-    done = python(*SMOKE, "--run", RUN, **short_model)
+    done = python(*SMOKE, "--run", RUN, timeout=1200, **short_model)
     assert done.returncode == 0, done.stdout + done.stderr
     return "".join(seen) + rest, process.returncode, done.stdout
 

@@ -18,7 +18,7 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model,
     table = tmp_path / "値段表.csv"
     table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")
     name = "pytest-own"
-    done = python(*SMOKE, "--run", name, "--data", str(table), "--no-index", **short_model)
+    done = python(*SMOKE, "--run", name, "--data", str(table), "--no-index", timeout=900, **short_model)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(read_json(OUTPUTS / name / "stages.json")) == list(STAGES[1:])
     rows = read_json(OUTPUTS / name / "07_evaluation" / "comparison_evaluation.json")
@@ -47,7 +47,8 @@ def test_a_killed_kernel_is_one_sentence(short_model):
 def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_unseen_phrasings():
     """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで、見せていない言い回しで測る。"""
     run = OUTPUTS / "pytest-talk"
-    done = python("-m", "lib.execute", "--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
+    given = ("--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
+    done = python("-m", "lib.execute", *given, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(read_json(run / "stages.json")) == ["02_dataset", "03_baseline", "04_lora_sft"]
     before, after = (read_json(run / name / "metrics.json")["near_accuracy"] for name in ("03_baseline", "04_lora_sft"))
