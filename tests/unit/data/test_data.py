@@ -1,8 +1,11 @@
 """データの約束: 数字は一意、分割は重ならない、漏れは無い、答えは質問に出ない。"""
 
 import json
+import re
+import sqlite3
 import tomllib
 from collections import Counter
+from contextlib import closing
 from dataclasses import asdict, replace
 
 import pytest
@@ -11,6 +14,7 @@ from rouge_score.tokenizers import DefaultTokenizer
 
 from lib.data import facts
 from lib.data.facts import DATA, Example, find_leaks, make_split, make_unanswerable, read_jsonl
+from lib.data.own import check_file
 from lib.errors import WorkshopError
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
@@ -242,7 +246,41 @@ def test_every_house_answer_keeps_the_rules_and_a_spoilt_one_breaks_just_its_own
             assert [name for name, kept in marks.items() if not kept] == [rule], (row, rule)
 
 
-@pytest.mark.parametrize("folder", ["support", "voice", "orders", "sanyo", "general", "school", "recorded", "my"])
+def repaired(row, answer):
+    space = {}
+    exec(answer, space)
+    return eval(row["check"], space)
+
+
+def queried(row, answer):
+    with closing(sqlite3.connect(":memory:")) as database:
+        database.executescript(row["setup"])
+        return [list(found) for found in database.execute(answer)] == row["rows"]
+
+
+def worded(row, answer):
+    return row["term"] not in answer.lower() and not re.search(r"\d", answer)
+
+
+# 見本の名前 → (検査、検査に落ちるはずの答え)
+SMALL = {"sql": (queried, lambda asked: "SELECT 1"), "medical_wording": (worded, str)}
+SMALL["code_repair"] = (repaired, lambda asked: asked.partition("\n\n")[2])
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_a_small_sample_has_the_form_and_its_answers_alone_pass_its_check(name):
+    path, (passes, spoil) = DATA / "small" / f"{name}.jsonl", SMALL[name]
+    rows = read_jsonl(path)
+    assert len(rows) <= 10 and check_file(path).count("error") == 0
+    for row in rows:
+        asked, answer = (turn["content"] for turn in row["messages"])
+        assert passes(row, answer) and not passes(row, spoil(asked)), row
+
+
+FOLDERS = ["support", "voice", "orders", "sanyo", "general", "school", "small", "recorded", "my"]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
 def test_every_data_folder_has_a_card(folder):
     text = (DATA / folder / "README.md").read_text(encoding="utf-8")
     assert "CC BY 4.0" in text or "CC0" in text or folder == "my"
