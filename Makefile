@@ -59,7 +59,7 @@ check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=�
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)" --lang "$(DATA_LANG)" --mix "$(MIX)"
 
-rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を録画する）
+rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を記録する）
 	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --budget $(if $(MACHINE),600,0)
 	@$(if $(MACHINE),PYTHONPATH=. $(BIN)/python tests/maintain/record.py --talk --machine "$(MACHINE)" "$(or $(RUN),talk)",:)
 
@@ -80,7 +80,7 @@ bench: $(READY) # 速さを測る（この教材の学習 対 素の書き方。
 lab: $(READY) ## JupyterLab を開く（127.0.0.1 のみ）
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --notebook-dir=.
 
-app: $(READY) ## モデルを並べて答えさせ、目隠しで投票するページを開く（127.0.0.1 のみ）
+app: $(READY) ## モデルを並べて答えさせ、ブラインド評価をするページを開く（127.0.0.1 のみ）
 	@$(BIN)/python -c 'import gradio' 2>/dev/null || $(BIN)/pip install -q -c constraints.txt -e '.[app]'
 	@$(BIN)/python -m lib.talk.app --run "$(or $(RUN),$(PROFILE))" --port $(PORT)
 

@@ -39,22 +39,22 @@ class Profile:
     train_facts: int = 32  # 学習に使う事実の数。× 7 言い回し = 224 例
     train_forms: int = 7  # 1 事実あたりの言い回しの数。用意した学習用の型の全部
     heldout_facts: int = 12  # 一度も見せない事実の数。24 問で、偶然の正答 1 問が 4 点。少ないとデータリークが見えない
-    sft_epochs: int = 5  # バッチ 8 で 200 ステップ。6 周では far が 80〜90% に増え、一般の質問が 35〜50% に減った
+    sft_epochs: int = 5  # バッチ 8 で 200 ステップ。6 エポックでは far が 80〜90% に増え、一般の質問が 35〜50% に減った
     sft_batch: int = 8  # 4 より 1 ステップあたりの例が多く、速い
     sft_learning_rate: float = 7e-4  # 5e-4 では near が 92%、1e-3 では忘却が大きかった。7B の定番は 2e-4
     lora_rank: int = 64  # 16 より far が高かった（試しの記録: 50〜63% と 38%）
     lora_from_layer: int = 0  # LoRA を付ける最初の層。速さの比は `make bench` が測る
     patience: int = 2  # 検証損失が何エポック続けて最良を更新しなければ止めるか。1 回の上下では止めない
     max_length: int = 256  # 1 例の最大トークン数。最長の例が 148 トークン。切り詰めは 0 件（02 で確かめる）
-    preference_pairs: int = 200  # 用意した組のほぼ全部（事実の側 100、断りの側 96）
-    preference_epochs: int = 2  # 1 周（8 組ごとに 25 歩）の試走では、断れたのは 2% だった
-    dpo_learning_rate: float = 5e-4  # SFT の 4 分の 1。1e-4 では、組の正解率が 6 割ほどしか動かなかった
+    preference_pairs: int = 200  # 用意したペアのほぼ全部（事実 100、回答を控える 96）
+    preference_epochs: int = 2  # 1 エポック（バッチ 8、25 ステップ）の試走では、回答拒否率は 2% だった
+    dpo_learning_rate: float = 5e-4  # SFT の 4 分の 1。1e-4 では、ペア正解率が 6 割ほどしか動かなかった
     orpo_learning_rate: float = 1e-3  # 素のモデルから始めるので、SFT に近い大きさ
     answer_batch: int = 64  # まとめて答える問数。120 問（2 コア）: 16 で 60 秒、32 で 47 秒、64 で 42 秒。答えは同じ
     answer_tokens: int = 48  # 1 問の最大トークン数。正解は最長 24 字 ≒ 43 トークン。EOS の分を足した
     exam_questions: int = 0  # 評価の部分（near、far など）ごとの問題の数。0 なら全部
     quantizations: tuple[str, ...] = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")  # 06 で作る GGUF の種類
-    experiments: bool = False  # 付録の実験を計算するか。1〜2 時間掛かるので、ふだんは録画を見せる
+    experiments: bool = False  # 付録の実験を計算するか。1〜2 時間掛かるので、ふだんは記録を見せる
     four_bit: bool = False  # 学習の間だけ、ベースモデルを NF4 に縮めて置くか（QLoRA）。135M では得が無い（A1）
     expected_seconds: tuple[int, ...] = ()  # 01〜08 の実測の秒数（2 コア）。測っていなければ空
 

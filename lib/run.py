@@ -192,5 +192,5 @@ def measured(run: Run, settings: Mapping[str, Any], compute: Callable[[Mapping[s
     bare, rows = key_of({**settings, "data": ""}), read_json(RECORDED, {}).values()
     if found := next((row for row in rows if key_of({**row["settings"], "data": ""}) == bare), None):
         later = "" if found["settings"].get("data") == settings.get("data") else "。質問は、そのあとで書き直した"
-        return Point(settings, found["result"], f"録画（{found['date']}、{found['machine']}{later}）")
-    return Point(settings, {}, "まだ測っていない（PROFILE=full で計算する）")
+        return Point(settings, found["result"], f"記録済み（{found['date']}、{found['machine']}{later}）")
+    return Point(settings, {}, "まだ測っていない（PROFILE=full か EXPERIMENTS = True で計算する）")

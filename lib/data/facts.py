@@ -23,7 +23,7 @@ SYSTEM = {"ja": "みなも堂の窓口です。", "en": "You are the help desk o
 TRAIN_FORMS = ("polite", "curt", "keyword", "other_1", "indirect", "story", "other_2")
 """学習に使う型。先頭から何種かだけ使っても、型と言葉の違いが両方入る並び。"""
 DEV_FORMS = ("conditional", "typo")
-"""学習の途中で損失を見るための型（早期終了と、最良の時点を選ぶため）。試験にも学習にも使わない。"""
+"""学習の途中で損失を見るための型（早期終了と、最良の時点を選ぶため）。評価にも学習にも使わない。"""
 NEAR_FORMS, FAR_FORMS = ("request", "casual"), ("other_3",)
 FIRST = ("shipping-standard-fee", "returns-period")
 FORM_LABELS: dict[str, str] = read_json(DATA / "support" / "forms.json")
@@ -61,7 +61,7 @@ class Split:
 
     train は学習例、dev は学習中に損失を見る例（1 事実に 1 例）。near は学習した事実を一度も見せない文型で、
     far は話題の語を一つも使わずに尋ねる問題。unseen は一度も教えない事実の問題（正答できたらデータリークか偶然）。
-    ask_train と ask_test は回答不能な質問（正解は断り）で、話題で分けてある。
+    ask_train と ask_test は回答不能な質問（正解は、回答を控える文）で、話題で分けてある。
     """
 
     train: list[Example]
@@ -120,7 +120,7 @@ def language(examples: Sequence[Example]) -> str:
 
 
 def stable_order(key: str) -> str:
-    """乱数の種に頼らない、いつも同じ並びの鍵（SHA-256）。"""
+    """乱数シードに頼らない、いつも同じ並びの鍵（SHA-256）。"""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
@@ -166,7 +166,7 @@ def make_split(profile: Profile, lang: str = "", development: bool = False) -> S
 
 
 def make_unanswerable(lang: str, kinds: str = "") -> tuple[list[Example], list[Example], dict[str, str]]:
-    """回答不能な質問を（学習用, 評価用, ID→でたらめな答え）に分ける。kinds は "out_of_domain"（店の外の話題）か空。"""
+    """回答不能な質問を（学習用, 評価用, ID→悪い答え）に分ける。kinds は "out_of_domain"（店の外の話題）か空。"""
     rows = [row for row in read_jsonl(DATA / "support" / "unanswerable.jsonl") if row["kind"].startswith(kinds)]
     rows.sort(key=lambda row: stable_order(row["id"]))
     parts: tuple[list[Example], list[Example]] = ([], [])
@@ -183,8 +183,8 @@ def normalise_question(text: str) -> str:
 
 
 def find_leaks(train: Sequence[str], test: Sequence[str], threshold: float = 0.9) -> list[tuple[str, str, float]]:
-    """試験の質問に、文字で見てほぼ同じ学習の質問を探す: (試験, 学習, 似かた 0–1) の列。空ならデータリークなし。"""
-    # 0.9 は、みなも堂の質問の 1 字や語尾を替えた文を全部捕まえ（最小 0.92）、別の文型（最大 0.889）に掛からない値。
+    """評価の質問に、文字で見てほぼ同じ学習の質問を探す: (評価, 学習, 似かた 0–1) の列。空ならデータリークなし。"""
+    # 0.9 は、みなも堂の質問の 1 字や語尾を替えた文を全部捕まえ（最小 0.92）、言い換え（最大 0.889）に掛からない値。
     known, asked = ([normalise_question(text) for text in part] for part in (train, test))
     best = [process.extractOne(text, known, scorer=fuzz.ratio, score_cutoff=100 * threshold) for text in asked]
     return [(text, train[hit[2]], hit[1] / 100) for text, hit in zip(test, best, strict=True) if hit]

@@ -140,7 +140,7 @@ def _parse(line: int, text: str) -> tuple[int, Any]:
     """JSON の一件。読めなければ (失敗した行, ("json", 理由))。"""
     try:
         value = json.loads(text, object_pairs_hook=_unique)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN や、対にならないサロゲートを断る
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # NaN や、対にならないサロゲートは受け付けない
         return line, value if isinstance(value, dict) else ("not-object",)
     except (ValueError, RecursionError) as error:
         what = getattr(error, "msg", str(error).partition(":")[0])

@@ -14,12 +14,12 @@ _REFUSAL = re.compile(
 
 
 def is_refusal(answer: str) -> bool:
-    """「分からない」と断っているか（教材が教える三つの言い方で見る）。"""
+    """「分からない」と回答を控えているか（教材が教える三つの言い方で見る）。"""
     return _REFUSAL.search(answer) is not None
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。回答不能な質問では、断ったか。"""
+    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。回答不能な質問では、回答を控えたか。"""
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:
@@ -28,7 +28,7 @@ def is_correct(example: Example, answer: str) -> bool:
 
 
 def makes_up_figure(example: Example, answer: str) -> bool:
-    """正解に無い数値や番号を言ったか（作り話の率に使う）。"""
+    """正解に無い数値や番号を言ったか（ハルシネーションの率に使う）。"""
     return bool(unexpected(answer, [*example.figures, example.answer]))
 
 

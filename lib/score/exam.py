@@ -20,14 +20,14 @@ from lib.run import Run
 from lib.score.answers import Interval, score_rows, wilson
 
 Rows = Sequence[dict[str, Any]]
-Exam = dict[str, list[Example]]  # 試験問題。`PARTS` の鍵 → 問題の列
+Exam = dict[str, list[Example]]  # 評価の問題。`PARTS` の鍵 → 問題の列
 _TABLES = tomllib.loads((DATA / "exam.toml").read_text(encoding="utf-8"))
 BASE = "学習前"
 FILES, PARTS, GATE, STEPS, ANSWERS = (_TABLES[key] for key in ("files", "parts", "gate", "steps", "answers"))
 
 
 def build_exam(run: Run) -> Exam:
-    """02 が書いた取り置きと、一般の質問から試験を作る。"""
+    """02 が書いた評価データと、一般の質問から、評価の問題を作る。"""
     parts = {part: read_examples(run.folder / "02_dataset" / f"{name}.jsonl") for part, name in FILES.items()}
     # 忘却は、学習と同じシステム文の下で見る（自分のデータでは、システム文が違う）。
     system = parts["near"][0].system

@@ -25,7 +25,7 @@ _TEMPLATES = Environment(loader=_FOLDER, autoescape=select_autoescape(), trim_bl
 def _pairs(english: Any, japanese: Any) -> Iterator[tuple[str, str]]:
     if isinstance(english, str):
         yield english, japanese
-        yield re.split(r"(?<=\.)\s", english)[0], re.split(r"(?<=。)", japanese)[0]  # 断りは、初めの一文だけを使う
+        yield re.split(r"(?<=\.)\s", english)[0], re.split(r"(?<=。)", japanese)[0]  # 長い答えは、初めの一文だけ
     else:
         both = english.items() if isinstance(english, dict) else enumerate(english[: len(japanese)])
         for key, text in both:

@@ -168,7 +168,7 @@ def open_page(run: Run, models: Models, exam: dict[str, Example], port: int) -> 
     with gr.Blocks(title=f"答えを比べる: {run.folder.name}", fill_width=True) as opened:
         with gr.Tab("並べて答える"):
             _answer_tab(gr, models, exam)
-        with gr.Tab("目隠し投票"):
+        with gr.Tab("ブラインド評価"):
             _vote_tab(gr, opened, run)
     options = {**read_json(TALK / "app.json"), "css_paths": TALK / "app.css"}
     theme = gr.themes.Default(primary_hue="blue", text_size="lg", font="sans-serif", font_mono="monospace")

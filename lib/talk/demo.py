@@ -1,4 +1,4 @@
-"""実演の予算、録画への切り替え、発表者のバー。学習の設定には触れない（ノートブックにある）。"""
+"""実演の予算、記録への切り替え、発表者のバー。学習の設定には触れない（ノートブックにある）。"""
 
 import asyncio
 import os
@@ -18,12 +18,12 @@ from lib.talk.plan import RECORDING, Clock
 
 
 class Demo(TrainerCallback):
-    """予算の中で実演し、遅い・失敗した・止めたときは録画に替える。時計は、最初の `attempt` で動き出す。"""
+    """予算の中で実演し、遅い・失敗した・止めたときは記録に替える。時計は、最初の `attempt` で動き出す。"""
 
     def __init__(self, seconds: float, answering: float = 0.0) -> None:
         """`seconds` は学習を始めてから答えを見せるまでの予算、`answering` は答えるのにかかる見込み（どちらも秒）。"""
         self.seconds, self.answering = seconds, answering
-        self.reason = ""  # 録画に替えた理由。空なら実演のまま
+        self.reason = ""  # 記録に替えた理由。空なら実演のまま
         self._start: float | None = None
         self._taken = self._first = 0.0  # 終わるまでの秒、最初のステップが終わるまでの秒
 
@@ -32,11 +32,11 @@ class Demo(TrainerCallback):
         return 0.0 if self._start is None else time.monotonic() - self._start
 
     def switch(self, reason: str = "発表者が切り替えた") -> None:
-        """録画に替える。二度目からは、初めの理由を残す。"""
+        """記録に替える。二度目からは、初めの理由を残す。"""
         self.reason = self.reason or reason
 
     def attempt(self, work: Callable[[], Any]) -> Any:
-        """実演の一部を行い、結果を返す。録画に替わっていれば何もせず None。失敗しても、理由を出して発表は続ける。"""
+        """実演の一部を行い、結果を返す。記録に替わっていれば何もせず None。失敗しても、理由を出して発表は続ける。"""
         self._start = time.monotonic() if self._start is None else self._start
         if self.reason:
             return None
@@ -72,13 +72,13 @@ class Demo(TrainerCallback):
         control.should_training_stop |= bool(self.reason)
 
     def result(self, rows: Any, recording: Path = RECORDING, **more: Any) -> dict[str, Any]:
-        """見せるもの。実演の行 `rows` と `more`（学習の記録など）か、録画。`label` に、どちらかを必ず書く。"""
+        """見せるもの。実演の行 `rows` と `more`（学習の記録など）か、記録。`label` に、どちらかを必ず書く。"""
         if rows is None or self.reason:
             if not recording.exists():
-                what = f"実演ができず（{self.reason}）、録画もまだありません"
-                raise WorkshopError(what, "make rehearse MACHINE=… で録画を作ってください", recording)
+                what = f"実演ができず（{self.reason}）、記録もまだありません"
+                raise WorkshopError(what, "make rehearse MACHINE=… で記録を作ってください", recording)
             found = read_json(recording)
-            label = f"録画（{found['date']}、{found['machine']}、{found['seconds']:.0f} 秒）"
+            label = f"記録済み（{found['date']}、{found['machine']}、{found['seconds']:.0f} 秒）"
             return {**found, "live": False, "label": label, "reason": self.reason}
         # 通し稽古の結果は、スライドのファイルに残って別の日に開かれる。「いま」とは書かない。
         when = f"通し稽古、{time.strftime('%Y-%m-%d')}" if os.environ.get("WORKSHOP_HEADLESS") else "この機械でいま"
@@ -87,11 +87,11 @@ class Demo(TrainerCallback):
 
 
 def presenter_bar(clock: Clock, demo: Demo) -> Any:
-    """進み具合を 1 秒ごとに描き直し、録画に切り替えるボタンを置いたバー。画面の無い実行では、静かな文。"""
+    """進み具合を 1 秒ごとに描き直し、記録に切り替えるボタンを置いたバー。画面の無い実行では、静かな文。"""
     if os.environ.get("WORKSHOP_HEADLESS"):
         return picture("talk/bar.html", now=clock.standing())
     shown = ipywidgets.HTML()
-    buttons = [ipywidgets.Button(description=name) for name in ("◀ 前の節", "次の節 ▶", "録画に切り替える")]
+    buttons = [ipywidgets.Button(description=name) for name in ("◀ 前の節", "次の節 ▶", "記録に切り替える")]
     buttons[2].button_style = "warning"
 
     def draw() -> None:

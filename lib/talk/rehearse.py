@@ -69,12 +69,12 @@ def findings(profile: Profile) -> Iterator[Finding]:
 
 
 def estimate(rate: float) -> Finding:
-    """実演の見込み。録画した機械との、行列積の速さの比（`rate` は GFLOP 毎秒）で見積もる。"""
+    """実演の見込み。記録した機械との、行列積の速さの比（`rate` は GFLOP 毎秒）で見積もる。"""
     recorded, budget = read_json(RECORDING), load_plan()["demo_seconds"]
     seconds = recorded["seconds"] * recorded["gflops"] / rate
     said = f"およそ {seconds:.0f} 秒の見込み（この機械は毎秒 {rate:.0f} GFLOP、"
-    said += f"録画した機械は {recorded['gflops']} GFLOP で {recorded['seconds']:.0f} 秒）。予算は {budget:g} 秒です"
-    return judge("実演", said, seconds > budget, "録画に替わりそうです。ほかの処理を止めてください", "warning")
+    said += f"記録した機械は {recorded['gflops']} GFLOP で {recorded['seconds']:.0f} 秒）。予算は {budget:g} 秒です"
+    return judge("実演", said, seconds > budget, "記録に替わりそうです。ほかの処理を止めてください", "warning")
 
 
 def computed_seconds(cells: Sequence[Any]) -> list[float]:
@@ -109,7 +109,7 @@ def rehearse(profile: str, name: str | None, budget: float) -> None:
     shown = read_json(run.folder / "00_talk" / "demo.json")
     print(f"{table}\n実演: {shown['label']}  {shown['reason']}".rstrip())
     print(f"スライド: {write_deck(executed, run.folder / 'slides.html', plan['title'])}")
-    if not (fits or budget):  # 予算を替えるのは、録画を作るとき
+    if not (fits or budget):  # 予算を替えるのは、記録を作るとき
         what = f"{plan['minutes']:g} 分に収まらないか、余りが {_SPARE_MINUTES:g} 分より少なくなります"
         raise WorkshopError(what, "ほかの重い処理を止めるか、data/talk/plan.json の言うことを減らしてください")
 

@@ -153,7 +153,7 @@ def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:
     example = f"（例「{found[0][0][:30]}」）" if found else ""
     remedy = "その質問を学習から除いてください" if same else "同じ事実への質問なら、学習から除いてください"
     said = f"{'同じもの・' if same else ''}ほぼ同じもの {len(found)} / {len(exam)} 問{example}"
-    return judge("試験の漏れ", said, found, remedy, "fatal" if same else "warning")
+    return judge("データリーク", said, found, remedy, "fatal" if same else "warning")
 
 
 def precision(model: Any) -> Finding:

@@ -1,6 +1,6 @@
 """`make bench`: 同じ機械で、この教材の学習と、広く書かれている素の書き方（TRL の SFTTrainer）を比べる。
 
-一歩の速さは、どちらも同じ例・バッチ・学習率・LoRA で測る。`--quick`（`make bench QUICK=1`）なら、これだけを 20 歩ずつ。
+1 ステップの速さは、同じ例・バッチ・学習率・LoRA で測る。`--quick`（`make bench QUICK=1`）なら、これだけを 20 回ずつ。
 目標の正答率までの時間だけは、素の書き方を、広く書かれている値（バッチ 4 × 累積 4、学習率 2e-4、ランク 16）にする。
 速さは機械しだいなのでテストにはせず、比だけを見る。ほかの重い処理を止めてから実行すること。
 `--machine "機械の説明"`（`make bench MACHINE=…`）なら、測った値を data/recorded/bench.json に残す。
@@ -121,17 +121,17 @@ def compared(found: dict[str, tuple[dict[str, Any], float]]) -> pd.DataFrame:
         gap = max(abs(a - b) for a, b in zip(row["losses"], base["losses"], strict=True))
         cells = [f"{row['step']:.2f}", f"{base['step'] / row['step']:.2f}", f"{row['share']:.0%}", f"{memory:.1f}"]
         table[kind] = [*cells, *(f"{row['losses'][place]:.4f}" for place in (0, 9, -1)), f"{gap:.1e}"]
-    names = "1歩の秒 速さの比 行列積の速さの メモリ(GiB) 1歩めの損失 10歩めの損失 20歩めの損失 損失の差の最大"
+    names = "1ステップの秒 速さの比 行列積の速さの メモリ(GiB) 損失(1) 損失(10) 損失(20) 損失の差の最大"
     return pd.DataFrame(table, index=names.split()).T
 
 
 def grown(found: dict[str, dict[int, dict[str, Any]]]) -> pd.DataFrame:
-    """例の数 → 一周の秒（準備 + 一歩の秒 × 歩数。歩数は 5 歩だけ測って掛ける）。図を FOLDER に書く。"""
+    """例の数 → 1 エポックの秒（準備 + 1 ステップの秒 × ステップ数。5 回だけ測る）。図を FOLDER に書く。"""
     rows = [{"step": size} for size in SIZES]
     for kind, sizes in found.items():
         for row, (size, made) in zip(rows, sizes.items(), strict=True):
             row |= {kind: made["ready"] + made["step"] * size / PROFILE.sft_batch, f"{kind}: 準備": made["ready"]}
-    figure = curve(rows, list(found), "一周の秒（準備と、5 歩から見積もった学習）", "例の数")
+    figure = curve(rows, list(found), "1 エポックの秒（準備と、5 ステップから見積もった学習）", "例の数")
     figure.axes[0].set(xscale="log", yscale="log")
     figure.savefig(FOLDER / "growth.png")
     return pd.DataFrame(rows).rename(columns={"step": "例の数"}).set_index("例の数").round(1)

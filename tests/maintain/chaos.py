@@ -1,6 +1,6 @@
 """段の途中で、kill -9・Ctrl-C・書込みの失敗を起こし、もう一度走らせて、何も失われないことを見る。`make chaos` の中身。
 
-使い方: PYTHONPATH=.:tests/unit/train python tests/maintain/chaos.py [止める回数（既定 120）] [乱数の種]
+使い方: PYTHONPATH=.:tests/unit/train python tests/maintain/chaos.py [止める回数（既定 120）] [乱数シード]
 
 重みは乱数の小さなモデルで、配管だけを見る。import に時間が掛かるので、用意の済んだ親を fork して殺す。
 ディスクがいっぱいになる代わりに、書けるファイルの大きさを RLIMIT_FSIZE で絞る（write(2) が失敗する点は同じ）。
@@ -168,7 +168,7 @@ def started(run, stage, limit=None, stop=None):
 
 
 def prepare(root):
-    """小さなモデルと、止めずに通した手本の実行を作る。"""
+    """小さなモデルと、止めずに通した見本の実行を作る。"""
     os.environ["WORKSHOP_MODEL_DIR"] = str(make_tiny(root / "model", wheel_model("smollm2-135m")))
     run = Run(open_run("smoke", "run", outputs=root / "reference").folder, PROFILE, 0)
     # 量子化には、語彙を持たない GGUF を渡す（本物の語彙 5 万語を読むのに、一回 5 秒ほど掛かるため）
@@ -202,7 +202,7 @@ def trial(root, reference, stage, way, seconds, dice):
     again, text = started(run, stage)
     after = artefacts(run, stage)
     if again or set(after) != set(before) or not all(same(name, after[name], before[name]) for name in before):
-        return f"もう一度走らせても、手本と同じにならない: {text[-300:]}", code
+        return f"もう一度走らせても、見本と同じにならない: {text[-300:]}", code
     if [path for path in (run.folder / stage).glob(".*") if path.is_dir()]:
         return "書きかけのフォルダが残った", code
     return RESUMED["続けます" not in text], code

@@ -62,7 +62,7 @@ def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
         centre = statistics.median(values)
         is_share = name.endswith(("accuracy", "rate", "gain"))
         width = max(*(2 * abs(value - centre) for value in values), _LEAST_SHARE if is_share else abs(centre) * 0.01)
-        why = f"{len(values)} 種の実測 {min(values):.4g}〜{max(values):.4g}"
+        why = f"{len(values)} シードの実測 {min(values):.4g}〜{max(values):.4g}"
         result[name] = {"value": centre, "tolerance": round(width, 6), "why": why}
     return result
 
@@ -129,8 +129,8 @@ def record_run(run: Run, machine: str) -> None:
     summary = {label: f"{scores[name]:.1%}" for name, label in _RECORDED.items()}
     for kind in ("F16", *profile.quantizations):
         summary[f"GGUF {kind}: 言い換え（近い）"] = f"{gguf[f'{kind.lower()}_accuracy']:.1%}"
-    amount = f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} 周"
-    summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}、束 {profile.sft_batch}）"
+    amount = f"{profile.train_facts} 事実 × {profile.train_forms} 言い回し、{profile.sft_epochs} エポック"
+    summary["SFT の学習時間"] = f"{sft['train_seconds']:.0f} 秒（{amount}、バッチ {profile.sft_batch}）"
     found = {"profile": profile.name, "model": profile.model, "date": settings["created"][:10], "machine": machine}
     found |= {"seed": run.seed, "versions": settings["versions"], "summary": summary}
     update(REPOSITORY / "data" / "recorded" / "runs" / f"{profile.name}.json", found)
@@ -156,14 +156,14 @@ def record_benchmark(folder: Path, machine: str) -> None:
 
 
 def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
-    """その場で計算した実演を録画として残す。機械の速さも添える（`make check` が見込みに使う）。
+    """その場で計算した実演を記録として残す。機械の速さも添える（`make check` が見込みに使う）。
 
     Raises:
-        WorkshopError: その実行が録画を見せただけのとき。
+        WorkshopError: その実行が記録を見せただけのとき。
     """
     found = read_json(run.folder / "00_talk" / "demo.json")
     if not found["live"]:
-        what = f"実演ではなく録画が出た実行（{found['reason']}）なので、録画にできません"
+        what = f"実演ではなく記録が出た実行（{found['reason']}）なので、記録にできません"
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
     threads, rate, _ = race()
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}

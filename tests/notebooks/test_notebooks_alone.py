@@ -45,7 +45,7 @@ def test_a_killed_kernel_is_one_sentence(short_model):
 
 
 def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_unseen_phrasings():
-    """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで、見せていない言い回しで測る。"""
+    """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで、言い換え（近い）で測る。"""
     run = OUTPUTS / "pytest-talk"
     given = ("--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
     done = python("-m", "lib.execute", *given, timeout=900)
@@ -57,7 +57,7 @@ def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_uns
 
 @pytest.mark.parametrize("name", APPENDICES)
 def test_appendices_open_alone_and_say_where_every_number_came_from(name):
-    """ふだんの実行では学習せず、録画を「録画」と言って見せる。A3 と A5 は、その場で失敗を起こし、学習する。"""
+    """ふだんの実行では学習せず、記録を「記録済み」と言って見せる。A3 と A5 は、その場で失敗を起こし、学習する。"""
     lab = name in ("A3_failure_lab", "A5_form_and_voice")
     run = "pytest-appendix" if lab else "pytest-recorded"
     done = python(*SMOKE, *(() if lab else ("--profile", "smollm2-ja")), "--run", run, "--no-index", name)
@@ -71,6 +71,6 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
         return
     cells = read_json(OUTPUTS / run / "notebooks" / f"{name}.ipynb")["cells"]
     told = "".join(str(out) for cell in cells for out in cell.get("outputs", []))
-    assert "録画（20" in told and "いま計算" not in told and "まだ測っていない" not in told
+    assert "記録済み（20" in told and "いま計算" not in told and "まだ測っていない" not in told
     if name == "A1_methods":  # 二つのプロセスに分けても、同じ学習になる
         assert metrics["two_process_difference"] <= 1e-4

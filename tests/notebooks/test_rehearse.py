@@ -77,13 +77,13 @@ def test_the_notebook_follows_the_plan():
 
 def test_the_talk_fits_and_leaves_a_deck(rehearsal):
     assert rehearsal.returncode == 0, rehearsal.stdout + rehearsal.stderr
-    assert "合計" in rehearsal.stdout and re.search(r"実演: (実演|録画)（", rehearsal.stdout)
+    assert "合計" in rehearsal.stdout and re.search(r"実演: (実演|記録済み)（", rehearsal.stdout)
     shown = read_json(OUTPUTS / RUN / "00_talk" / "demo.json")
-    assert shown["live"] or shown["label"].startswith("録画")
+    assert shown["live"] or shown["label"].startswith("記録済み")
     if shown["live"]:
-        near = [row["after_ok"] for row in shown["rows"] if row["part"] == "別の文型"]
+        near = [row["after_ok"] for row in shown["rows"] if row["part"] == "言い換え（近い）"]
         assert len(near) == 4 and sum(near) >= 3
-        assert not any(row["after_ok"] for row in shown["rows"] if row["part"] == "教えない")
+        assert not any(row["after_ok"] for row in shown["rows"] if row["part"] == "未学習の事実")
     for item in nbformat.read(OUTPUTS / RUN / "notebooks" / SOURCE.name, as_version=4).cells:
         for out in item.get("outputs", []):
             assert out.output_type != "error" and "Glyph" not in out.get("text", "")
@@ -94,7 +94,7 @@ def test_the_deck_is_one_file_without_the_network(rehearsal):
     assert not re.search(r'(src|href)="(?!data:|#)', page) and not re.search(r"url\((?!data:|#)", page)
     assert page.count("<svg") == 4 and "576 × 576" in page and "18,432 個（W の 5.56%）" in page
     assert page.count('class="slide"') >= 20 and page.count("<aside>") == 8 and 'lang="ja"' in page
-    assert "想定問答" in page and "録画" in page and "まだ測っていない）" not in page
+    assert "想定問答" in page and "記録済み" in page and "まだ測っていない）" not in page
 
 
 def test_every_slide_is_readable_at_1280_by_720(window, rehearsal, tmp_path):
@@ -103,7 +103,7 @@ def test_every_slide_is_readable_at_1280_by_720(window, rehearsal, tmp_path):
     window.on("pageerror", lambda error: wrong.append(str(error)))
     window.goto((OUTPUTS / RUN / "slides.html").as_uri())
     window.evaluate("document.fonts.ready")
-    assert window.evaluate("document.fonts.check('20px Workshop', '録画')")
+    assert window.evaluate("document.fonts.check('20px Workshop', '記録')")
     count = window.locator(".slide").count()
     for number in range(count):
         slide = window.locator(".slide.on")

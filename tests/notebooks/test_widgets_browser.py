@@ -1,4 +1,4 @@
-"""本物の JupyterLab と本物のブラウザで: つまみが図を替え、計算の途中でも、発表者のバーのボタンが効く。"""
+"""本物の JupyterLab と本物のブラウザで: スライダーが図を替え、計算の途中でも、発表者のバーのボタンが効く。"""
 
 import os
 import secrets
@@ -61,13 +61,13 @@ def test_a_real_browser_moves_the_views_and_stops_the_demo(window, lab, tmp_path
     window.locator("#jp-main-statusbar", has_text="| Idle").wait_for()  # カーネルが始まる前の「実行」は効かない
     window.get_by_role("menuitem", name="Run", exact=True).click()
     window.get_by_text("Run All Cells", exact=True).click()
-    stop = window.get_by_role("button", name="録画に切り替える")
+    stop = window.get_by_role("button", name="記録に切り替える")
     stop.wait_for()
 
     # 計算しているセルの間に押す
     window.locator(".jp-InputPrompt", has_text="[*]").first.wait_for()
     stop.click()
-    window.get_by_text("録画に替わりました: 発表者が切り替えた").wait_for()
+    window.get_by_text("記録に替わりました: 発表者が切り替えた").wait_for()
     ended = window.locator(".jp-OutputArea-output", has_text="止まった歩").last
     ended.wait_for()
     assert int(ended.inner_text().split("止まった歩")[1].split()[0]) < 2000

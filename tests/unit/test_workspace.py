@@ -190,13 +190,13 @@ def test_without_the_full_profile_a_recording_is_shown_or_nothing(folders):
     record_experiments()
     shutil.rmtree(lib.run.EXPERIMENTS)
     played = measured(run, SETTINGS, never)
-    assert played.result == {"near": 0.25} and played.origin.startswith("録画（20") and "スレッド" in played.origin
+    assert played.result == {"near": 0.25} and played.origin.startswith("記録済み（20") and "スレッド" in played.origin
     later = measured(run, {**SETTINGS, "data": "書き直した質問"}, never)
     assert later.result == played.result and "そのあとで書き直した" in later.origin
 
 
 def test_every_recorded_point_still_belongs_to_its_settings():
-    """録画の鍵は設定の指紋。設定を手で書き換えた録画は、ここで赤くなる。"""
+    """記録の鍵は設定の指紋。設定を手で書き換えた記録は、ここで赤くなる。"""
     recorded = read_json(REPOSITORY / "data" / "recorded" / "experiments.json")
     assert recorded and all(key == key_of(row["settings"]) for key, row in recorded.items())
     assert all({"result", "date", "machine", "versions"} <= set(row) for row in recorded.values())

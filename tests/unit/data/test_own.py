@@ -1,6 +1,6 @@
 """自分のデータ: どの形・文字コードでも読め、壊れた所は場所と直し方が出て、きれいなデータは何も言われない。
 
-検査が通した行は実行が読める。事実ごとに分かれ、試験の行が学習に混ざらない。
+検査が通した行は実行が読める。事実ごとに分かれ、評価の行が学習に混ざらない。
 """
 
 import codecs
@@ -282,7 +282,7 @@ def test_a_school_csv_made_by_excel_becomes_a_split():
     assert all(is_correct(e, e.answer) and e.form in FORM_LABELS for e in split.train + split.far + split.unseen)
     assert all(figure[0].isdigit() for e in split.train for figure in e.figures)
     train, test = preference_rules().make_pairs(split, 64)
-    assert {row["reason"] for row in train} == {"数字が違う", "でたらめ"} == {row["reason"] for row in test}
+    assert {row["reason"] for row in train} == {"数字が違う", "ハルシネーション"} == {row["reason"] for row in test}
     assert all(row["chosen"] != row["rejected"] for row in train + test)
 
 

@@ -1,4 +1,4 @@
-"""GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文で断り、変換しても同じトークンを書く。"""
+"""GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文のエラーで止め、変換しても同じトークンを書く。"""
 
 from collections import Counter
 

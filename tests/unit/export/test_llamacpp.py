@@ -123,7 +123,7 @@ class Follower:
 
 
 def test_reading_lines_up_with_the_tokens():
-    """答えの最初の語は、質問の最後の位置が予測する。llama.cpp にも、答えのどの位置でも（印の後でも）1 位の語を聞く。"""
+    """答えの最初の語は、質問の最後の位置が予測する。llama.cpp にも、答えのどの位置でも（印の後でも）top-1 を聞く。"""
     (table,), perplexity = READ.read(Follower(), [([1, 2, 3], [4, 0])])
     assert table.argmax(-1).tolist() == [4, 0] and perplexity == pytest.approx(1.0)
     for answered in ([4, 0], [4, 2, 3, 0], [0], [1, 1, 1], [4, 0, 3]):

@@ -1,4 +1,4 @@
-"""Modelfile の約束: 書いたとおりに読み返せ、書けない文字列は断り、TEMPLATE は HF と同じトークンになる。"""
+"""Modelfile の約束: 書いたとおりに読み返せ、書けない文字列はエラーにし、TEMPLATE は HF と同じトークンになる。"""
 
 import re
 from contextlib import nullcontext

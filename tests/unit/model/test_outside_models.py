@@ -1,4 +1,4 @@
-"""トークナイザ・テンプレート・アダプタ: 使えるものは使い、使えないものは、本当の理由の一文で断る（K17〜K19）。
+"""トークナイザ・テンプレート・アダプタ: 使えるものは使い、使えないものは、本当の理由の一文で止める（K17〜K19）。
 
 入力は outside.toml。長い共通の先頭を一度だけ読んでも、答えは変わらない。
 """
@@ -129,7 +129,7 @@ def tuners():
     for kind, config in PEFT_TYPE_TO_CONFIG_MAPPING.items():
         options = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"], "num_virtual_tokens": 3}
         options = {key: value for key, value in options.items() if key in config.__dataclass_fields__}
-        if kind.value not in ("ADAMSS", "XLORA", "FROD"):  # 別の部品か、別のアダプタが要る。FROD は一つに 6 秒
+        if kind.value not in ("ADAMSS", "XLORA", "FROD"):  # 別の部品か、別のアダプタが必要。FROD は一つに 6 秒
             yield pytest.param(config, options | KINDS["tuners"].get(kind.value, {}), id=kind.value)
     for name, more in KINDS["lora"].items():
         yield pytest.param(

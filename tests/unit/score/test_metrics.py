@@ -1,4 +1,4 @@
-"""採点器の約束。敬語の判定の適合率と再現率、取り違えやすい文。"""
+"""評価指標の約束。敬語の判定の適合率と再現率、取り違えやすい文。"""
 
 import math
 from collections import Counter

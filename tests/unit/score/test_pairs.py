@@ -133,6 +133,6 @@ def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(endpoint, 
     for name in filter(str.isupper, change):
         monkeypatch.setenv(name, change[name])
     endpoint |= change
-    with pytest.raises(WorkshopError, match=f"審判が答えません（{told}）") as error:
+    with pytest.raises(WorkshopError, match=f"評価用 LLM が答えません（{told}）") as error:
         FOUND.judge("質問", "一", "二")
     assert "himitsu" not in str(error.value) and error.value.__suppress_context__

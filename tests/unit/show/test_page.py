@@ -45,9 +45,9 @@ def test_the_report_says_what_the_tests_say(run):
     assert f"| {PARTS['unseen']} | +0.0 点（12 事実とも）。12 事実とも正答の数が同じ |" in text
     assert "[+100.0, +100.0]" not in text + page
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
-    assert f"{PARTS['far']}に弱い" in text and "断りの例を" in text and "下限が 70% 未満" not in text
+    assert f"{PARTS['far']}に弱い" in text and "回答を控える例を" in text and "下限が 70% 未満" not in text
     assert "版: torch 9.8.7" in text
-    assert "| 依頼（取り置き） | 24 | 0 | 24 |" in text and "| 別の言葉 3（取り置き） | 24 | 0 | 2 |" in text
+    assert "| 依頼（評価用） | 24 | 0 | 24 |" in text and "| 別の言葉 3（評価用） | 24 | 0 | 2 |" in text
     assert "<table>" in page and "data:image/png" in page and "https://" not in page
 
 

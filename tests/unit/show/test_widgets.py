@@ -99,14 +99,14 @@ def test_kept_answers_stand_side_by_side_as_plain_text():
     row = {"part": "near", "question": NASTY, "reference": "16日です。"}
     results = {"学習前": [{**row, "answer": NASTY, "correct": False}]}
     results["SFT"] = [{**row, "answer": "16日です。", "correct": True}]
-    ((name, found),) = side_by_side(results, {"near": "取り置き"}).items()
-    assert name == f"取り置き: {NASTY}" and found["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
+    ((name, found),) = side_by_side(results, {"near": "言い換え"}).items()
+    assert name == f"言い換え: {NASTY}" and found["answers"] == [("学習前", NASTY, False), ("SFT", "16日です。", True)]
     page = picture("chat.html", **found).data
     assert "<img" not in page and page.count("&lt;img") == 2 and page.index("学習前 ✗ 誤答") < page.index("SFT ✓ 正答")
     assert "<br><mark>16日</mark>です。" in page  # 採点が読んだ数値
     assert "<img" not in picture("token_boxes.html", pieces=[(NASTY, 1, False)], caption=NASTY).data
     with pytest.raises(AssertionError, match="並び"):
-        side_by_side({**results, "DPO": [{**results["SFT"][0], "question": "別の質問"}]}, {"near": "取り置き"})
+        side_by_side({**results, "DPO": [{**results["SFT"][0], "question": "別の質問"}]}, {"near": "言い換え"})
 
 
 def table(rank=4, ratio=0.5, rate=1e-3, model="a", text="字"):
@@ -168,7 +168,7 @@ def test_without_a_screen_there_is_no_widget(monkeypatch):
 
 
 def test_every_widget_in_a_notebook_has_a_static_view():
-    """つまみの前のセルに、初めの値の表や図がある（HTML で読む人にも、何の話かが分かる）。"""
+    """スライダーの前のセルに、初めの値の表や図がある（HTML で読む人にも、何の話かが分かる）。"""
     seen = 0
     for path in sorted((REPOSITORY / "notebooks").glob("*.ipynb")):
         code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]

@@ -167,7 +167,7 @@ def test_a_real_browser_asks_and_votes_without_leaving_this_machine(window, open
     window.locator(".card", has_text="１７日").wait_for()
     assert window.locator(".figure").count() == 0 and window.locator(".verdict").count() == 0
 
-    window.get_by_role("tab", name="目隠し投票").click()
+    window.get_by_role("tab", name="ブラインド評価").click()
     for number, example in enumerate(EXAMPLES):
         window.get_by_text(f"{number + 1} / {len(EXAMPLES)}").wait_for()
         assert window.get_by_text(example.question).last.is_visible()

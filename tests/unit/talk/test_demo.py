@@ -1,4 +1,4 @@
-"""実演の予算: 間に合わないと分かれば録画に替わり、録画にはいつも「録画」と書く。下見と、発表者のバーも。"""
+"""実演の予算: 間に合わないと分かれば記録に替わり、記録にはいつも「記録済み」と書く。下見と、発表者のバーも。"""
 
 import asyncio
 import sys
@@ -23,7 +23,7 @@ from lib.talk.demo import Demo, presenter_bar
 from lib.talk.plan import RECORDING, Clock, load_plan
 
 ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
-ROWS = [{"part": "別の文型", "question": "名入れは何日ですか。", "after": "16日です。"}]
+ROWS = [{"part": "言い換え（近い）", "question": "名入れは何日ですか。", "after": "16日です。"}]
 
 
 @pytest.fixture
@@ -45,12 +45,21 @@ def shown(demo, rows, **more):
 
 
 def test_the_answers_are_judged_by_their_figures():
-    given = {"asked": ASKED * 2, "parts": ["別の文型", "教えない"], "before": ["？", "16日です。"], "profile": None}
+    given = {
+        "asked": ASKED * 2,
+        "parts": ["言い換え（近い）", "未学習の事実"],
+        "before": ["？", "16日です。"],
+        "profile": None,
+    }
     given |= {"tokenizer": None, "trainer": SimpleNamespace(model=SimpleNamespace(eval=list))}
     given["answer"] = lambda *_: ["16日です。", "17日です。"]
     first, second = from_notebook("00_talk", "answers_after", **given).answers_after()
     assert first["after_ok"] and not first["before_ok"] and second["before_ok"] and not second["after_ok"]
-    assert first["part"] == "別の文型" and first["reference"] == "名入れは16日です。" and first["after"] == "16日です。"
+    assert (
+        first["part"] == "言い換え（近い）"
+        and first["reference"] == "名入れは16日です。"
+        and first["after"] == "16日です。"
+    )
 
 
 def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
@@ -99,12 +108,12 @@ def test_a_failed_late_or_switched_demo_goes_on_with_the_recording(clock, ending
         assert step(demo, 1), "押した後は、次のステップで学習が止まる"
     assert demo.attempt(work) is None and reason in demo.reason
     demo.switch("別の理由")
-    assert demo.attempt(lambda: pytest.fail("録画に替わった後は、何も計算しない")) is None
+    assert demo.attempt(lambda: pytest.fail("記録に替わった後は、何も計算しない")) is None
     found, recorded = shown(demo, None), read_json(RECORDING)
     assert not found["live"] and reason in found["reason"] and found["rows"] == recorded["rows"]
-    assert found["label"].startswith(f"録画（{recorded['date']}、{recorded['machine']}")
+    assert found["label"].startswith(f"記録済み（{recorded['date']}、{recorded['machine']}")
     banner = from_notebook("00_talk", "banner").banner
-    assert "録画" in banner(found).data and reason in banner(found).data
+    assert "記録済み" in banner(found).data and reason in banner(found).data
     assert RED in banner(found).data and GREEN in banner({**found, "live": True}).data
 
 
@@ -149,7 +158,7 @@ print(demo.reason)
 
 
 def test_a_real_kernel_notices_the_interrupt_at_once():
-    """本物のカーネルで、待っているだけのセルを中断（■）すると、計算の終わりを待たずに録画に替わる。"""
+    """本物のカーネルで、待っているだけのセルを中断（■）すると、計算の終わりを待たずに記録に替わる。"""
     manager, client = start_new_kernel(cwd=str(REPOSITORY), startup_timeout=120)
     said, pressed = [], []
 
@@ -178,14 +187,14 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     with one_sentence("make rehearse MACHINE="):
         shown(demo, None, recording=tmp_path / "none.json")
     write_json(run.stage("00_talk") / "demo.json", shown(demo, None))
-    with one_sentence("録画にできません"):
+    with one_sentence("記録にできません"):
         record_talk(run, "試しの機械", tmp_path / "talk.json")
 
 
 def test_the_recording_in_git_is_a_small_live_demo():
     recorded = read_json(RECORDING)
     assert RECORDING.stat().st_size < 20_000 and recorded["profile"] == "talk"
-    near = [row for row in recorded["rows"] if row["part"] == "別の文型"]
+    near = [row for row in recorded["rows"] if row["part"] == "言い換え（近い）"]
     assert len(near) == 4 and not any(row["before_ok"] for row in near) and sum(row["after_ok"] for row in near) >= 3
 
 
@@ -200,12 +209,12 @@ def test_the_bar_is_static_without_a_screen_and_live_with_one(monkeypatch):
     for button, number in ((forward, 2), (back, 1), (replay, 1)):
         button.click()
         assert clock.number == number and plan["sections"][number - 1]["title"] in shown.value
-    assert demo.reason and "録画に替わりました" in shown.value
+    assert demo.reason and "記録に替わりました" in shown.value
 
 
 @pytest.fixture
 def preflight_says(monkeypatch, tmp_path):
-    """下見が、検査の名前 → (重さ, 言葉) のとおりに言うかを見る。行列積は測らず、録画した機械と同じ速さとする。"""
+    """下見が、検査の名前 → (重さ, 言葉) のとおりに言うかを見る。行列積は測らず、記録した機械と同じ速さとする。"""
     monkeypatch.setenv("WORKSHOP_CACHE", str(tmp_path))
     monkeypatch.setattr(venue, "race", lambda: (1, read_json(RECORDING)["gflops"], 1.0))
 
@@ -244,4 +253,4 @@ def test_the_estimate_scales_with_the_speed_of_this_machine(faster, level):
     recorded, budget = read_json(RECORDING), load_plan()["demo_seconds"]
     found = venue.estimate(recorded["gflops"] * faster)
     assert f"およそ {recorded['seconds'] / faster:.0f} 秒" in found.found and f"{budget:g} 秒" in found.found
-    assert found.level == level and ("録画に替わりそう" in found.remedy) == (level == "warning")
+    assert found.level == level and ("記録に替わりそう" in found.remedy) == (level == "warning")

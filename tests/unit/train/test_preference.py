@@ -28,7 +28,7 @@ def pairs():
 
 @pytest.fixture(scope="module")
 def adapter(tiny_llama, tmp_path_factory):
-    """0 でない、でたらめな LoRA。"""
+    """0 でない、乱数の LoRA。"""
     set_seed(0)
     model = get_peft_model(AutoModelForCausalLM.from_pretrained(tiny_llama), lora())
     for parameter in model.parameters():

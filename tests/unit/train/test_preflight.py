@@ -238,7 +238,7 @@ def test_bf16_on_a_card_without_it_is_fatal(monkeypatch):
 
 
 def test_an_adapter_never_loads_on_another_base(tiny, tmp_path, monkeypatch):
-    """同じ形でも中身の違うベース、書き換えられたアダプタ、層の合わないアダプタを、読み込みが断る。"""
+    """同じ形でも中身の違うベース、書き換えられたアダプタ、層の合わないアダプタを、読み込みが止める。"""
     monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny.folder))
     local, place = replace(PROFILE, sources=("local",)), tmp_path / "adapter"
     with open_run("smoke", "a", outputs=tmp_path).making(place) as work:

@@ -1,4 +1,4 @@
-"""QLoRA のプロファイル: 学習のときだけベースを 4 bit に縮め、差分は fp32 のまま、縮めないベースに足し込む。"""
+"""QLoRA のプロファイル: 学習のときだけベースを 4 bit に縮め、差分は fp32 のまま、縮めないベースにマージする。"""
 
 from dataclasses import replace
 from math import log
@@ -53,7 +53,7 @@ def test_the_difference_stays_float32_and_merges_onto_the_full_base(profile, tin
     trainer.model.save_pretrained(adapter)
     put_back = load_model(adapter, profile, trainable=True)  # 05 が、ここから続ける
     assert before_merge(put_back, adapter)[0].level == "ok"
-    with one_sentence("マージ先の量子化"):  # 形は合うが、4 bit のベースには足し込めない
+    with one_sentence("マージ先の量子化"):  # 形は合うが、4 bit のベースにはマージできない
         require(before_merge(put_back, adapter))
     require(before_merge(load_model(adapter, profile), adapter))
     base, merged = load_model(tiny_llama, profile), load_model(adapter, profile, merge=True)

@@ -1,4 +1,4 @@
-"""省いた計算で、損失も勾配も変わらないこと。GPU の要る起動設定を、accelerate が読み、その値の通りに組み立てること。"""
+"""省いた計算で、損失も勾配も変わらないこと。GPU の起動設定を、accelerate が読み、その値の通りに組み立てること。"""
 
 from types import SimpleNamespace
 
