@@ -10,6 +10,7 @@ PORT ?= 7860
 MACHINE ?=
 AGAINST ?=
 QUICK ?=
+export DOC ?=
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -24,9 +25,17 @@ with command_line():
     print("変換器:", fetch_converter())
 endef
 export FETCH
+define PAIRS
+import os
+from lib.data.documents import write_pairs
+from lib.errors import command_line
+with command_line():
+    write_pairs(os.environ["DOC"])
+endef
+export PAIRS
 
 .DEFAULT_GOAL := help
-.PHONY: help setup fetch check run rehearse test mutate chaos bench lab app compare report gate lint clean
+.PHONY: help setup fetch check pairs run rehearse test mutate chaos bench lab app compare report gate lint clean
 
 help: ## 使えるコマンドの一覧
 	@grep -hE '^[a-z]+:.*## ' Makefile | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
@@ -55,6 +64,9 @@ fetch: $(READY) ## モデルと変換器を先に取っておく（オフライ�
 
 check: $(READY) ## 話す前・始める前の、この機械の下見（DATA=… を付けると、自分のデータの検査）
 	@$(if $(DATA),$(BIN)/python -m lib.data.own "$(DATA)",$(BIN)/python -m lib.talk.rehearse --check --profile $(PROFILE))
+
+pairs: $(READY) ## 文書（DOC=ファイル）から問答の表を data/my/ に作る（採否は人が書く。PDF には pip install -e '.[pdf]'）
+	@$(BIN)/python -c "$$PAIRS"
 
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)" --lang "$(DATA_LANG)" --mix "$(MIX)"

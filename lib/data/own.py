@@ -60,13 +60,18 @@ class Report:
         if (path := find_data(source)) is None:
             raise WorkshopError("データのファイルがありません", "場所と名前を確かめてください", source)
         self.path, self.rows, self.problems = path, list[Row](), list[Problem]()
+        verdicts = Counter[str]()  # 採否の列。書いてあれば、「採用」の行だけを使う
         for line, found in _read(path):
-            if isinstance(found, dict):
-                self.rows.append(_understand(line, found))
-            for fault in self.rows[-1].faults if isinstance(found, dict) else [found]:
+            row = _understand(line, found) if isinstance(found, dict) else Row(line, {}, "", [found])
+            verdict = _WORDS["verdicts"].get(str(row.data.get("verdict", "採用") or "").strip(), "不明")
+            verdicts[verdict] += 1
+            self.rows += [row] if verdict == "採用" and row.data else []
+            for fault in {"採用": row.faults, "不明": [("verdict",)]}.get(verdict, ()):
                 self.add(line, *fault)
+        if left := verdicts["不採用"] + verdicts["未記入"]:
+            self.add(0, "not-taken", left, verdicts["未記入"])
         if not self.rows and not self.count("error"):
-            raise WorkshopError("データの行が一つもありません", "中身を確かめてください", path)
+            raise WorkshopError("データの行が一つもありません", "中身と、採否の列を確かめてください", path)
 
     def add(self, line: int, code: str, *values: Any) -> None:
         """表の問題を一つ足す。"""
@@ -100,10 +105,8 @@ def _read(path: Path) -> Iterator[tuple[int, Any]]:
             yield from enumerate(parquet.read_table(io.BytesIO(raw)).to_pylist(), 1)
             return
     except (OSError, ValueError, NotImplementedError):  # pyarrow の例外は、どれかの子
-        raise WorkshopError(
-            f"{suffix} として読めません", "権限と中身を確かめ、CSV で保存し直してください", path
-        ) from None
-    text, bad, codec = _decode(raw)
+        raise WorkshopError(f"{suffix} として読めません", "権限を確かめ、CSV で保存し直してください", path) from None
+    text, bad, codec = decode(raw)
     if not text.strip():
         raise WorkshopError("ファイルが空です", "中身を確かめてください", path)
     if len(re.findall(r"[\0-\x08\x0e-\x1a\x1c-\x1f]", text[:4096])) > len(text[:4096]) // 20:
@@ -115,7 +118,7 @@ def _read(path: Path) -> Iterator[tuple[int, Any]]:
     yield from ((line, item) for line, item in found if line not in bad or not isinstance(item, dict))
 
 
-def _decode(raw: bytes) -> tuple[str, list[int], str]:
+def decode(raw: bytes) -> tuple[str, list[int], str]:
     """文字コードを決める（`words.toml` の codecs の順）。(文字列, 文字にできない行, 文字コードの名前) を返す。"""
     tried = list[tuple[str, list[int], str]]()
     for name, codec, mark in _WORDS["codecs"]:
