@@ -58,7 +58,7 @@ def test_only_the_frozen_linear_layers_are_bf16_and_the_loss_stays(tiny_llama, c
     assert {p.dtype for p in answering.parameters()} == {torch.float32}, "答えるときは fp32"
 
 
-cells = from_notebook("04_lora_sft", "agrees_with_cpu", torch=torch, WorkshopError=WorkshopError)
+cells = from_notebook("04_lora_sft", "loss_and_gradient", "agrees_with_cpu", torch=torch, WorkshopError=WorkshopError)
 BATCH = {"x": torch.tensor([1.0, 2.0]), "labels": torch.tensor(3.0)}
 
 
