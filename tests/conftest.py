@@ -237,7 +237,7 @@ def preference_rules():
     """選好ペアの作り方（02）と順位の付け方（05）。ノートブックの関数のまま。"""
     made = from_notebook(
         "02_dataset", "pair", "REASONS", "NEXT", "unit_of", "next_digit", "swap_figure", "wrong_figures", "invented",
-        "spread", "question_of", "make_pairs", "written_pairs", FOLDER=DATA,
+        "ORDER", "place_of", "spread", "question_of", "make_pairs", "written_pairs", FOLDER=DATA,
     )  # fmt: skip
     ranked = from_notebook(
         "05_preference", "ENDS", "POLITE_END", "is_rude", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",
