@@ -25,7 +25,7 @@ EXPERIMENTS = OUTPUTS / "experiments"
 RECORDED = REPOSITORY / "data" / "recorded" / "experiments.json"
 _MAIN = "01_concepts 02_dataset 03_baseline 04_lora_sft 05_preference 06_merge_to_gguf 07_evaluation 08_ladder"
 STAGES = tuple(_MAIN.split())
-APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab", "A5_form_and_voice")  # 単独で実行する
+APPENDICES = ("A0_experiments", "A1_methods", "A2_rlhf", "A3_failure_lab", "A4_company_case", "A5_form_and_voice")
 BUILT_IN = "support"
 # 一回の実行だけで替えてよいプロファイルの値と、その確かめかた。
 _CHANGEABLE = {"lang": ("ja", "en").__contains__, "mix": lambda share: 0 <= float(share) < 1}

@@ -57,12 +57,20 @@ def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_uns
 
 @pytest.mark.parametrize("name", APPENDICES)
 def test_appendices_open_alone_and_say_where_every_number_came_from(name):
-    """ふだんの実行では学習せず、記録を「記録済み」と言って見せる。A3 と A5 は、その場で失敗を起こし、学習する。"""
-    lab = name in ("A3_failure_lab", "A5_form_and_voice")
+    """ふだんの実行では学習せず、記録を「記録済み」と言って見せる。A3〜A5 は、その場で失敗を起こし、学習する。"""
+    lab = name in ("A3_failure_lab", "A4_company_case", "A5_form_and_voice")
     run = "pytest-appendix" if lab else "pytest-recorded"
     done = python(*SMOKE, *(() if lab else ("--profile", "smollm2-ja")), "--run", run, "--no-index", name)
     assert done.returncode == 0, done.stdout + done.stderr
     metrics = read_json(OUTPUTS / run / name / "metrics.json")
+    if name == "A4_company_case":
+        assert (metrics["facts"], metrics["leaks"]) == (119, 0) and metrics["drafts"] > 200
+        files = ("baseline_evaluation.csv", "comparison_evaluation.json", "training_results.json", "report.md")
+        assert all((OUTPUTS / run / name / file).stat().st_size for file in (*files, "adapter-same/manifest.json"))
+        rows = read_json(OUTPUTS / run / name / "comparison_evaluation.json")
+        assert {row["model"] for row in rows} == {"学習前", "報告の設計"} and all(row["reference"] for row in rows)
+        assert "まだ測っていない" in (OUTPUTS / run / name / "report.md").read_text(encoding="utf-8")  # 分けた設計
+        return
     if name == "A5_form_and_voice":
         assert metrics["leaks"] == 0 and metrics["grammar_readable_rate"] > metrics["zero_readable_rate"]
         return
