@@ -44,6 +44,7 @@ class Profile:
     sft_learning_rate: float = 7e-4  # 5e-4 では near が 92%、1e-3 では忘却が大きかった。7B の定番は 2e-4
     lora_rank: int = 64  # 16 より far が高かった（試しの記録: 50〜63% と 38%）
     lora_from_layer: int = 0  # LoRA を付ける最初の層。速さの比は `make bench` が測る
+    first_steps: int = 20  # 04 で、二つの Trainer に同じ学習をさせて比べるステップ数
     patience: int = 2  # 検証損失が何エポック続けて最良を更新しなければ止めるか。1 回の上下では止めない
     max_length: int = 256  # 1 例の最大トークン数。最長の例が 148 トークン。切り詰めは 0 件（02 で確かめる）
     preference_pairs: int = 200  # 用意したペアのほぼ全部（事実 100、回答を控える 96）
