@@ -61,9 +61,8 @@ class Profile:
 
     def trainer_arguments(self, report_to: str = "none") -> dict[str, Any]:
         """TRL の設定に渡す、デバイスと記録の引数。学習の進めかたは変えない（bf16 では、丸めの分だけ値が変わる）。"""
-        device = {"use_cpu": self.device == "cpu", "bf16": self.dtype == "bfloat16"}
-        device["dataloader_pin_memory"] = self.device == "cuda"
-        return {**device, "logging_steps": 1, "report_to": report_to, "disable_tqdm": True}
+        logs = {"logging_steps": 1, "report_to": report_to, "disable_tqdm": True, "use_cpu": self.device == "cpu"}
+        return {**logs, "bf16": self.dtype == "bfloat16", "dataloader_pin_memory": self.device == "cuda"}
 
 
 def _table(name: str) -> dict[str, Any]:
