@@ -37,7 +37,7 @@ def statements(path: Path) -> list[Statement]:
         else:
             found = list(_read(decode(path.read_bytes())[0]))
     except Exception as error:  # pypdf の例外は、壊れ方ごとに違う
-        what = f"文書を読めません（{' '.join(str(error).split())[:80]}）"
+        what = f"文書を読めません（{' '.join(str(getattr(error, 'strerror', 0) or error).split())[:80]}）"
         raise WorkshopError(what, RULES["says"]["unread"], path) from None
     text = "".join(one.source for one in found)
     if re.search("[\0-\x08]", text) or not re.search("[ぁ-ん]", text):

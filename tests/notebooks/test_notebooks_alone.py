@@ -68,7 +68,9 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
         files = ("baseline_evaluation.csv", "comparison_evaluation.json", "training_results.json", "report.md")
         assert all((OUTPUTS / run / name / file).stat().st_size for file in (*files, "adapter-same/manifest.json"))
         rows = read_json(OUTPUTS / run / name / "comparison_evaluation.json")
-        assert {row["model"] for row in rows} == {"学習前", "報告の設計"} and all(row["reference"] for row in rows)
+        columns = "model part fact form question reference answer correct made_up refused"
+        assert all(list(row) == columns.split() and row["reference"] for row in rows)
+        assert {row["model"] for row in rows} == {"学習前", "報告の設計"}
         assert "まだ測っていない" in (OUTPUTS / run / name / "report.md").read_text(encoding="utf-8")  # 分けた設計
         return
     if name == "A5_form_and_voice":
