@@ -86,12 +86,12 @@ class Change:
         return Interval(value, means[int(0.025 * rounds)], means[int(0.975 * rounds) - 1])
 
     def size(self) -> str:
-        """「+25.0 点 [+6.2, +50.0]」の形。どの事実でも同じ差なら、区間を作らず、そのとおりに言う。"""
+        """「+25.0 ポイント [+6.2, +50.0]」の形。どの事実でも同じ差なら、区間を作らず、そのとおりに言う。"""
         if not self.groups:
             return "–"
         value, low, high = (100 * end for end in vars(self.interval()).values())
         around = f" [{low:+.1f}, {high:+.1f}]" if low < high else f"（{len(self.groups)} {self.unit}とも）"
-        return f"{value:+.1f} 点{around}"
+        return f"{value:+.1f} ポイント{around}"
 
 
 def difference(before: Rows, after: Rows, part: str, key: str = "correct") -> Change:
@@ -104,7 +104,7 @@ def difference(before: Rows, after: Rows, part: str, key: str = "correct") -> Ch
     for question, row in old.items():
         change = int(new[question][key]) - int(row[key])
         groups.setdefault(row["fact"], []).append(-change if key == "made_up" else change)
-    return Change(list(groups.values()), "問" if part.split()[0] in ("general", "ordinary") else "事実")
+    return Change(list(groups.values()), _TABLES["units"].get(part.split()[0], "事実"))
 
 
 def sign_flip(groups: Sequence[Sequence[int]]) -> float:
@@ -134,7 +134,7 @@ def model_verdicts(results: Mapping[str, Rows]) -> dict[Any, Change]:
 
 
 def release(ours: Mapping[str, Rows], against: Mapping[str, Rows] | None = None) -> dict[str, dict[str, Any]]:
-    """リリースゲート（規則は data/exam.toml）。比べたもの → 見るもの → (判定, 赤か)。答えが無ければ、そこは空。"""
+    """リリースゲート（条件は data/exam.toml）。比べたもの → 見るもの → (判定, 赤か)。答えが無ければ、そこは空。"""
     found: dict[str, dict[str, Any]] = {}
     for new, (stage, keys) in STEPS.items():
         old, theirs, title = (stage, ours, f"{stage} → {new}") if against is None else (new, against, new)

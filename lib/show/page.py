@@ -80,7 +80,7 @@ def main() -> None:
         rich.print(rich.markdown.Markdown(picture("gate.md", found=found, rules=GATE).data))
         if red := sum(bad for judged in found.values() for _, bad in judged.values()):
             raise WorkshopError(
-                f"赤が {red} 件なので、出せません", "× の所か、規則（data/exam.toml）を見直してください"
+                f"赤が {red} 件なので、出せません", "× の所か、条件（data/exam.toml）を見直してください"
             )
 
 

@@ -42,7 +42,7 @@ def test_the_report_says_what_the_tests_say(run):
     assert f"- {PARTS['near']}: 12 事実で良化・0 事実で悪化（12 事実）、p < 0.001、上がった" in text
     assert f"- {PARTS['far']}: 2 事実で良化・0 事実で悪化（12 事実）、p = 0.5、差は示せない" in text
     assert f"- {PARTS['general']}: 0 問で良化・8 問で悪化（12 問）、p = 0.0078、下がった" in text
-    assert f"| {PARTS['unseen']} | +0.0 点（12 事実とも）。12 事実とも正答の数が同じ |" in text
+    assert f"| {PARTS['unseen']} | +0.0 ポイント（12 事実とも）。12 事実とも正答の数が同じ |" in text
     assert "[+100.0, +100.0]" not in text + page
     assert "2.5000 → 0.5000" in text and "0.7500" in text and "一般の問答を" in text
     assert f"{PARTS['far']}に弱い" in text and "回答を控える例を" in text and "下限が 70% 未満" not in text
@@ -68,7 +68,7 @@ def test_the_card_can_be_read_by_the_hub_and_a_cell_cannot_break_the_table(run):
 KEPT = {"near": 1, "far": 1, "general": 2}
 GATES = [  # SFT と SFT + DPO と量子化が何問に 1 問正答するか、比べる実行の SFT、赤になるもの
     ({"SFT": KEPT}, None, ""),
-    ({"SFT": {**KEPT, "general": 0}}, None, ""),  # 悪化を示せるが、認める 25 点の中
+    ({"SFT": {**KEPT, "general": 0}}, None, ""),  # 悪化を示せるが、認める 25 ポイントの中
     ({"SFT": {**KEPT, "general": 0}}, KEPT, "SFT、一般の質問: 0 問で良化・12 問で悪化"),
     ({"SFT": KEPT}, {**KEPT, "general": 0}, ""),
     ({"SFT": {"near": 12, "far": 1, "general": 2}}, None, "SFT、言い換え（近い）: 2 事実で良化"),
@@ -119,7 +119,7 @@ def test_the_gate_counts_made_up_figures_and_compares_only_what_can_be_compared(
     for name, more in (("ours", {}), ("liar", {"made_up": True}), ("other", {"question": "別の問い"}), ("half", {})):
         answered(tmp_path, name, {"SFT": KEPT}, **more)
     code, said = gate("liar")
-    assert code == 1 and "学習前 → SFT、数字を作らないこと: 0 事実で良化・12 事実で悪化" in said
+    assert code == 1 and "学習前 → SFT、数字を作らないこと: 0 話題で良化・12 話題で悪化" in said
     (tmp_path / "half" / "05_preference").rename(tmp_path / "half" / "05")
     for name, word in {"other": "片方の評価にしか無い質問が", "half": "05_preference", "gone": "run.json"}.items():
         code, said = gate("ours", name)
