@@ -191,13 +191,16 @@ def tiny_gguf(tmp_path_factory, tiny_llama):
     return convert_to_f16(tiny_llama, tmp_path_factory.mktemp("gguf") / "tiny.gguf", "tiny")
 
 
+TYPE_RULE = ("BASE", "FALLS_TO", "more_bits", "heads_per_pair", "mixed", "tensor_type")
+
+
 def quantize_as_06(folder, f16, target, kind):
     """`folder` の重みから作った F16 の GGUF を、06 の規則で量子化する。"""
     from transformers import AutoConfig
 
     from lib.export.gguf import quantize
 
-    rule = from_notebook("06_merge_to_gguf", "BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type").tensor_type
+    rule = from_notebook("06_merge_to_gguf", *TYPE_RULE).tensor_type
     return quantize(f16, target, kind, partial(rule, kind=kind, config=AutoConfig.from_pretrained(folder)))
 
 

@@ -16,6 +16,7 @@ from lib.data import facts
 from lib.data.facts import DATA, Example, find_leaks, make_split, make_unanswerable, read_jsonl
 from lib.data.own import check_file
 from lib.errors import WorkshopError
+from lib.model.load import load_tokenizer
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
 from lib.text.quantities import states
@@ -244,6 +245,14 @@ def test_every_house_answer_keeps_the_rules_and_a_spoilt_one_breaks_just_its_own
         for rule, spoil in SPOILT.items():
             marks = a5.house_rules(row, spoil(row["answer"], row))
             assert [name for name, kept in marks.items() if not kept] == [rule], (row, rule)
+
+
+def test_there_are_two_ordinary_passages_of_each_language_and_enough_to_read(model_folder):
+    passages = tomllib.loads((DATA / "general" / "passages.toml").read_text(encoding="utf-8"))
+    assert {lang: len(rows) for lang, rows in passages.items()} == {"en": 2, "ja": 2}
+    tokenizer = load_tokenizer(model_folder)
+    lengths = [len(tokenizer(row["text"])["input_ids"]) for rows in passages.values() for row in rows]
+    assert min(lengths) > 700 and sum(lengths) > 2000
 
 
 def repaired(row, answer):

@@ -5,7 +5,8 @@ from collections import Counter
 import numpy
 import pytest
 import torch
-from conftest import from_notebook, one_sentence, quantize_as_06, table_beside
+from conftest import TYPE_RULE, from_notebook, one_sentence, quantize_as_06, table_beside
+from gguf import GGMLQuantizationType as Q
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
@@ -21,8 +22,7 @@ from lib.model.generate import render
 from lib.model.load import load_model, load_tokenizer
 from lib.profiles import get_profile
 
-RULE = ("BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type")
-NOTEBOOK = from_notebook("06_merge_to_gguf", *RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
+NOTEBOOK = from_notebook("06_merge_to_gguf", *TYPE_RULE, "matrices", "type_plan", "shape", "megabytes", torch=torch)
 shape = NOTEBOOK.shape
 MODELS = table_beside(__file__, "real_files")
 
@@ -103,6 +103,29 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, famil
         assert chat.tokenize(chat.template(messages)) == ids and chat.complete(ids, 8)["tokens"] == ours
     with serve(q4) as chat:
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
+
+
+def test_a_small_change_is_lost_where_the_weights_stand_on_the_same_steps_and_kept_elsewhere():
+    """06 の第 8 節: 一度 Q4_1 だった重みに差分を足し、同じ型に戻すと消える。ほかの型か、段の途中の重みなら残る。"""
+    cells = from_notebook("06_merge_to_gguf", "q4_0", "rounded", "shaken", "survived", torch=torch, SEED=0)
+    torch.manual_seed(0)
+    made, change = torch.randn(64, 256), 0.005 * torch.randn(64, 256)
+    for row in made[:8]:
+        by_hand = torch.cat([cells.q4_0(block) for block in row.reshape(-1, 32)])
+        assert torch.equal(by_hand, cells.rounded(row[None], Q.Q4_0)[0])
+    standing = cells.rounded(made, Q.Q4_1)
+    lost = cells.survived(standing, change, Q.Q4_1)
+    kept = [cells.survived(standing, change, Q.Q8_0), cells.survived(cells.shaken(standing), change, Q.Q4_1)]
+    assert lost < 0.3 and min(kept) > 0.8, (lost, kept)
+
+
+def test_a_character_breaks_only_where_the_next_bytes_do_not_fit(model_folder):
+    tokenizer = load_tokenizer(model_folder)
+    cells = from_notebook("06_merge_to_gguf", "SHOWN", "HIDDEN", "BYTES", "bytes_of", "breaks", tokenizer=tokenizer)
+    ids = tokenizer("延長保証 ok", add_special_tokens=False)["input_ids"]
+    assert b"".join(map(cells.bytes_of, ids)).decode() == "延長保証 ok"
+    head, letter = "延".encode()[:2], tokenizer("a", add_special_tokens=False)["input_ids"][0]
+    assert cells.breaks(head, letter) and not cells.breaks("延".encode(), letter)
 
 
 def replaced_tokenizer(folder):

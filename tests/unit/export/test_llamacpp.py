@@ -1,27 +1,26 @@
 """llama.cpp の約束: 何度動かしても何も残らず、測った確率は llama.cpp 自身の値と同じ。"""
 
-import json
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from functools import partial
 from math import log
 from types import SimpleNamespace
 
 import psutil
 import pytest
 import torch
-from conftest import from_notebook, one_sentence, quantize_as_06
+from conftest import TYPE_RULE, from_notebook, quantize_as_06
 from tiny import make_tiny
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from lib.export.gguf import convert_to_f16
 from lib.export.serve import serve
 from lib.files import REPOSITORY
-from lib.profiles import get_profile
 
-NAMES = ("read", "choices", "Difference", "differences", "divergence", "run_go", "measure", "MEASURE")
-READ = from_notebook("06_merge_to_gguf", "GO", *NAMES, torch=torch)
+NAMES = ("read", "choices", "Difference", "differences", "divergence_at", "divergence")
+READ = from_notebook("06_merge_to_gguf", *NAMES, torch=torch)
 MESSAGES = [{"role": "user", "content": "こんにちは"}]
 NEXT = {1: 2, 2: 3, 3: 4, 4: 0, 0: 1}
 
@@ -69,13 +68,6 @@ def test_a_killed_notebook_and_an_error_take_the_server_with_them(tiny_gguf):
             urllib.request.urlopen(gone + "/health", timeout=5)
 
 
-def test_streaming_gives_the_same_answer(tiny_gguf):
-    stream = from_notebook("06_merge_to_gguf", "stream", profile=SimpleNamespace(answer_tokens=12), json=json).stream
-    with serve(tiny_gguf) as chat:
-        pieces = list(stream(chat, MESSAGES))
-        assert "".join(pieces).strip() == chat.ask(MESSAGES, 12)[0] and len(pieces) > 3
-
-
 @pytest.mark.parametrize(("kind", "width", "near"), [("F16", 64, 2e-3), ("Q8_0", 64, 6e-3), ("Q4_K_M", 256, 4e-2)])
 def test_the_weights_read_back_give_the_probabilities_of_llama_cpp(tmp_path, model_folder, kind, width, near):
     """transformers は重みだけを戻し、llama.cpp は活性も丸めるので、量子化では少しだけ違ってよい。"""
@@ -87,9 +79,9 @@ def test_the_weights_read_back_give_the_probabilities_of_llama_cpp(tmp_path, mod
         ids = chat.tokenize("The opening hour of the shop is ten.")
         # 途中の文字で終わる語では、llama.cpp が確率を返さないので、数語を書かせてから最初の確率を見る
         reply = chat.complete(ids, 8, n_probs=20)["completion_probabilities"][0]
-    merged = SimpleNamespace(config=AutoConfig.from_pretrained(folder))
-    given = {"merged": merged, "profile": get_profile("embedded"), "AutoModelForCausalLM": AutoModelForCausalLM}
-    model = from_notebook("06_merge_to_gguf", "from_gguf", torch=torch, **given).from_gguf(path)
+    merged = AutoModelForCausalLM.from_pretrained(folder)
+    cells = from_notebook("06_merge_to_gguf", *TYPE_RULE, "rounded", "rough", "rewrite", torch=torch, merged=merged)
+    model = cells.rewrite(partial(cells.tensor_type, kind=kind, config=merged.config))
     ((ours,), _) = READ.read(model, [(ids, [0])])
     for token in reply["top_logprobs"]:
         assert ours[-1][token["id"]].item() == pytest.approx(token["logprob"], abs=near)
@@ -113,7 +105,9 @@ class Follower:
     device = "cpu"
 
     def __call__(self, ids):
-        return SimpleNamespace(logits=30 * torch.eye(5)[[NEXT[token] for token in ids[0].tolist()]][None])
+        return SimpleNamespace(
+            logits=30 * torch.eye(5)[torch.tensor([[NEXT[token] for token in row] for row in ids.tolist()])]
+        )
 
     def complete(self, prompt, limit):
         said = [NEXT[prompt[-1]]]
@@ -128,12 +122,3 @@ def test_reading_lines_up_with_the_tokens():
     assert table.argmax(-1).tolist() == [4, 0] and perplexity == pytest.approx(1.0)
     for answered in ([4, 0], [4, 2, 3, 0], [0], [1, 1, 1], [4, 0, 3]):
         assert READ.choices(Follower(), [1, 2, 3], answered) == [NEXT[token] for token in [3, *answered[:-1]]]
-
-
-def test_measuring_in_a_new_process(tiny_gguf, tmp_path):
-    found = READ.measure(tiny_gguf)
-    assert found.keys() == {"load_seconds", "prompt_per_second", "answer_per_second", "memory_mb"}
-    assert all(value > 0 for value in found.values()) and found["memory_mb"] < 1000
-    (tmp_path / "bad.gguf").write_bytes(b"GGUF")
-    with one_sentence("速さを測れません"):
-        READ.measure(tmp_path / "bad.gguf")

@@ -4,7 +4,7 @@ from functools import partial
 
 import numpy
 import pytest
-from conftest import from_notebook, one_sentence, table_beside
+from conftest import TYPE_RULE, from_notebook, one_sentence, table_beside
 from gguf import GGMLQuantizationType, dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,8 +16,7 @@ from lib.export.gguf import open_gguf, quantize
 from lib.export.serve import modelfile, read_modelfile
 
 KINDS = table_beside(__file__, "outside")
-CELLS = from_notebook("06_merge_to_gguf", "BASE", "FALLS_TO", "more_bits", "mixed", "tensor_type", "run_go", "GO",
-                      "render_template")  # fmt: skip
+CELLS = from_notebook("06_merge_to_gguf", *TYPE_RULE, "run_go", "GO", "render_template")
 SHAPES = {"token_embd": (8, 256), "blk.0.attn_v": (32, 256), "blk.0.ffn_down": (64, 256), "blk.0.ssm_in": (33, 31)}
 CONFIGS = {"gpt2": GPT2Config(), "mamba": MambaConfig(), "rwkv6": MambaConfig()}
 

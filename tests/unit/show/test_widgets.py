@@ -89,9 +89,9 @@ def test_the_strings_and_labels_that_02_shows_are_those_that_are_trained(model_f
 
 
 def test_the_smallest_that_fits_is_chosen():
-    sizes = {"F16": (200.0, 1.0, 0.9), "Q8": (100.0, 0.99, 0.9), "Q4": (60.0, 0.97, 0.9), "Q2": (40.0, 0.99, 0.8)}
-    table = pd.DataFrame(sizes, index=["megabytes", "agreement", "correct"]).to_dict()
-    asked = [(300, 0.98, 0.9), (300, 0.9, 0.9), (300, 0.98, 0.5), (50, 0.98, 0.9), (300, 1.0, 0.9)]
+    sizes = {"F16": (200.0, 0.0, 0.0), "Q8": (100.0, 0.01, 0.0), "Q4": (60.0, 0.08, 0.0), "Q2": (40.0, 0.01, 0.2)}
+    table = pd.DataFrame(sizes, index=["megabytes", "kl", "lost"]).to_dict()
+    asked = [(300, 0.02, 0.1), (300, 0.1, 0.1), (300, 0.02, 0.5), (50, 0.02, 0.1), (300, 0.0, 0.1)]
     assert [smallest_fit(table, *limits) for limits in asked] == ["Q8", "Q4", "Q2", None, "F16"]
 
 

@@ -25,7 +25,7 @@ from lib.train.preflight import Finding, collated, require, supervision
 from lib.train.trainers import AnswerOnlyTrainer
 from lib.train.watch import LossMonitor
 
-before_conversion = from_notebook("06_merge_to_gguf", "before_conversion").before_conversion
+before_conversion = from_notebook("06_merge_to_gguf", "embedding_rows", "before_conversion").before_conversion
 PROFILE = get_profile("embedded")
 SYSTEM = {"role": "system", "content": "店の窓口です。"}
 
