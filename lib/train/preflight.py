@@ -143,7 +143,7 @@ def first_step(trainer: Any) -> Finding:
     for records in getattr(trainer, "_metrics", {}).values():  # 試しの値を、学習の記録に混ぜない
         records.clear()
     found = f"損失 {loss.item():.3f}、勾配が 0 でない {reached} / {len(learned)} 個、届かない {lost} 個"
-    return judge("最初の一歩", found, not loss.isfinite() or lost or not reached)
+    return judge("最初のステップ", found, not loss.isfinite() or lost or not reached)
 
 
 def leaks(train: Sequence[str], exam: Sequence[str]) -> Finding:
