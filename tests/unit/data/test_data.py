@@ -187,6 +187,19 @@ def test_conversations_state_only_the_figures_of_their_facts(lang):
         assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
 
 
+@BOTH
+def test_a_follow_up_is_answered_only_by_its_first_turn(lang):
+    asked = tomllib.loads((DATA / "support" / "followups.toml").read_text(encoding="utf-8"))
+    by_id, figures = {fact["id"]: fact[lang] for fact in FACTS}, []
+    for question in asked["questions"]:
+        topics = [topic[lang] for topic in question["topics"].values()]
+        assert len(set(topics)) == len(topics) and not any(topic in question["last"][lang] for topic in topics)
+        figures += [figure for fact in question["topics"] for figure in by_id[fact]["figures"]]
+    said = [asked["reply"][lang], *asked["first"][lang], *(question["last"][lang] for question in asked["questions"])]
+    assert len(set(figures)) == len(figures) >= 12 and len(set(asked["first"][lang])) >= 3
+    assert not any(states(text, figure) for text in said for figure in figures)
+
+
 A5 = from_notebook("A5_form_and_voice", "ITEM", "FIELDS", "SCHEMA", "validator", "TEST", "DEV", "KINDS", "judge")
 
 
