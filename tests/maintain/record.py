@@ -137,8 +137,12 @@ def record_run(run: Run, machine: str) -> None:
 
 
 def record_experiments() -> None:
-    """`outputs/experiments/` の結果を、記録済みの結果として `data/recorded/experiments.json` に加える。"""
+    """`outputs/experiments/` の結果を data/recorded/experiments.json に、A5 の終わりの表を what_for.json に加える。"""
     update(run_room.RECORDED, {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))})
+    tables = sorted(run_room.EXPERIMENTS.parent.glob("*/A5_form_and_voice/what_for.json"))
+    if tables:
+        named = {read_json(path.parents[1] / "run.json")["profile"]: read_json(path) for path in tables}
+        update(run_room.RECORDED.with_name("what_for.json"), named)
 
 
 def record_benchmark(folder: Path, machine: str) -> None:
