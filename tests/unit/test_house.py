@@ -7,6 +7,7 @@ import tomllib
 from collections import Counter
 from importlib.metadata import packages_distributions
 from pathlib import Path
+from unicodedata import east_asian_width
 
 import pytest
 from maintain.mutations import MUTATIONS
@@ -94,6 +95,18 @@ def test_notebooks_are_clean_and_have_parameters(path):
     assert all(re.search(rf"^{name} =", "".join(tagged["source"]), re.M) for name in ("PROFILE", "SEED", "RUN"))
     text = "".join("".join(cell["source"]) for cell in code)
     assert '.to("cuda")' not in text and "input(" not in text and "google.colab" not in text
+
+
+def test_cells_are_short_and_narrow():
+    """一つのセルは一つのこと。長いセル・幅の広い行・整形を外す行の数は、表の数から下がるだけ。"""
+    cells = [cell for path in NOTEBOOKS for cell in json.loads(text_of(path))["cells"] if cell["cell_type"] == "code"]
+    lines = [cell["source"] for cell in cells]
+    found = {
+        "long": sum(len(cell) > 15 for cell in lines),
+        "skip": sum("# fmt: skip" in "".join(cell) for cell in lines),
+    }
+    wide = [sum(2 if east_asian_width(c) in "WF" else 1 for c in line.rstrip("\n")) for cell in lines for line in cell]
+    assert all(count <= HOUSE["cells"][name] for name, count in {**found, "wide": sum(w > 100 for w in wide)}.items())
 
 
 def test_every_dependency_is_pinned_and_has_a_reason_and_environment_yml_follows():
