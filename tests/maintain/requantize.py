@@ -1,23 +1,26 @@
 """一度 Q4_K_M だった Gemma の重みに LoRA を足し、いろいろな型に量子化し直して、何が残るかを測る（06 の第 8 節の記録）。
 
-Gemma の規約に同意し、`PYTHONPATH=.:tests python tests/maintain/requantize.py --machine "機械の説明"`（15 分ほど）
+Gemma の規約に同意し、`PYTHONPATH=.:tests python tests/maintain/requantize.py --machine "機械の説明"` を実行する。
+学習から行い、1 コアで 15 分ほど。`--run 実行のフォルダ` なら、その実行の 04 のアダプタと 02 の near の質問を使う。
 """
 
 import argparse
 import tempfile
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from conftest import TYPE_RULE, from_notebook
 from datasets import Dataset
 from gguf import GGMLQuantizationType as Q
 from peft import LoraConfig
+from safetensors.torch import load_file
 from transformers import PrinterCallback, set_seed
 from trl import SFTConfig
 
-from lib.data.facts import general_mix, make_split
-from lib.files import REPOSITORY, write_json
+from lib.data.facts import Example, general_mix, make_split, read_jsonl
+from lib.files import REPOSITORY, read_json, write_json
 from lib.model.generate import answer, render
 from lib.model.load import load_model, load_tokenizer, prepare_cpu, resolve
 from lib.profiles import get_profile
@@ -85,6 +88,17 @@ def taught(profile, folder):
     return {name: (scale * b.weight @ a.weight).detach().float() for name, (scale, a, b) in pairs.items()}
 
 
+def learned(folder):
+    """保存したアダプタの、行列ごとの差分。"""
+    config, found = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
+    scale, deltas = config["lora_alpha"] / config["r"], {}
+    for n in range(1 + max(int(key.split(".layers.")[1].split(".")[0]) for key in found)):
+        for name, place in NAMES.items():
+            key = f"base_model.model.model.layers.{n}.{place}.lora_"
+            deltas[f"blk.{n}.{name}.weight"] = scale * found[f"{key}B.weight"] @ found[f"{key}A.weight"]
+    return deltas
+
+
 @torch.inference_mode()
 def importances(model, ids):
     """行列ごとの、列の重要度（入力の 2 乗の平均）。"""
@@ -125,12 +139,16 @@ def main():
     """学習し、場合ごとに測り、記録を書く。"""
     parser = argparse.ArgumentParser()
     parser.add_argument("--machine", required=True)
-    machine = parser.parse_args().machine
+    parser.add_argument("--run", type=Path)
+    given = parser.parse_args()
     small = {"train_facts": RECIPE["facts"], "train_forms": RECIPE["forms"]}
     profile = prepare_cpu(replace(get_profile("embedded-ja"), **small))
     folder = resolve(profile)
-    tokenizer, near = load_tokenizer(folder), make_split(profile).near
-    deltas, model = taught(profile, folder), load_model(folder, profile)
+    tokenizer, near, model = load_tokenizer(folder), make_split(profile).near, load_model(folder, profile)
+    if given.run:
+        rows = read_jsonl(given.run / "02_dataset" / "near.jsonl")
+        near = [Example(**{**row, "figures": tuple(row["figures"])}) for row in rows]
+    deltas = learned(given.run / "04_lora_sft" / "adapter") if given.run else taught(profile, folder)
     first = {name: module.weight.detach().clone() for name, module in modules(model).items()}
     kinds = {name: type_of("Q4_K_M", name, start.shape[1], model.config) for name, start in first.items()}
     moved = {name: NB.shaken(w, seed, STEPS[kinds[name]]) for seed, (name, w) in enumerate(first.items())}
@@ -144,7 +162,7 @@ def main():
         correct = sum(map(is_correct, near, answer(model, tokenizer, near, profile)))
         rows[label] = {"correct": correct, "questions": len(near), "left": round(left, 4), "bits": round(bits, 3)}
         print(label, rows[label], flush=True)
-    found = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "model": "gemma3-270m", "recipe": RECIPE}
+    found = {"date": time.strftime("%Y-%m-%d"), "machine": given.machine, "model": "gemma3-270m", "recipe": RECIPE}
     size = {
         name: change.pow(2).mean().sqrt().item() / first[name].pow(2).mean().sqrt().item()
         for name, change in deltas.items()
