@@ -1,36 +1,27 @@
 """一度 Q4_K_M だった Gemma の重みに LoRA を足し、いろいろな型に量子化し直して、何が残るかを測る（06 の第 8 節の記録）。
 
-Gemma の規約に同意し、`PYTHONPATH=.:tests python tests/maintain/requantize.py --machine "機械の説明"` を実行する。
-学習から行い、1 コアで 15 分ほど。`--run 実行のフォルダ` なら、その実行の 04 のアダプタと 02 の near の質問を使う。
+使うのは、終わった実行の 04 のアダプタと、02 の near の質問。Gemma の規約に同意し、こう実行する（1 コアで 5 分ほど）。
+`PYTHONPATH=.:tests python tests/maintain/requantize.py 実行のフォルダ --recipe "学習の設定" --machine "機械の説明"`
 """
 
 import argparse
-import tempfile
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from conftest import TYPE_RULE, from_notebook
-from datasets import Dataset
 from gguf import GGMLQuantizationType as Q
-from peft import LoraConfig
-from safetensors.torch import load_file
-from transformers import PrinterCallback, set_seed
-from trl import SFTConfig
 
-from lib.data.facts import Example, general_mix, make_split, read_jsonl
-from lib.files import REPOSITORY, read_json, write_json
+from lib.data.facts import general_mix, read_examples
+from lib.files import REPOSITORY, write_json
 from lib.model.generate import answer, render
 from lib.model.load import load_model, load_tokenizer, prepare_cpu, resolve
 from lib.profiles import get_profile
 from lib.run import versions
 from lib.score.answers import is_correct
-from lib.train.trainers import AnswerOnlyTrainer
 
 NB = from_notebook("06_merge_to_gguf", *TYPE_RULE, "rounded", "bits_of", "shaken", SEED=0)
 RECORDED = REPOSITORY / "data" / "recorded" / "requantize.json"
-RECIPE = {"facts": 16, "forms": 7, "epochs": 4, "batch": 16, "rate": 1e-3, "rank": 16, "seed": 0}
 STEPS = {Q.Q4_K: 15, Q.Q5_0: 31, Q.Q6_K: 63, Q.Q8_0: 255}  # 型ごとの、段の数
 NAMES = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
 NAMES |= {"attn_output": "self_attn.o_proj", **{f"ffn_{name}": f"mlp.{name}_proj" for name in ("gate", "up", "down")}}
@@ -63,40 +54,6 @@ def type_of(kind, name, width, config):
         return Q[kind]
     chosen = {Q.Q4_K: Q.Q5_K}.get(found := NB.mixed(name, "Q4_K_M", config), found)
     return NB.FALLS_TO.get(chosen, chosen) if width % 256 else chosen
-
-
-def taught(profile, folder):
-    """設定どおりに学習し、行列ごとの LoRA の差分を返す。"""
-    lora = LoraConfig(
-        task_type="CAUSAL_LM", r=RECIPE["rank"], lora_alpha=2 * RECIPE["rank"], target_modules="all-linear"
-    )
-    with tempfile.TemporaryDirectory() as place:
-        arguments = SFTConfig(
-            place, num_train_epochs=RECIPE["epochs"], per_device_train_batch_size=RECIPE["batch"],
-            learning_rate=RECIPE["rate"], warmup_steps=0.1, lr_scheduler_type="cosine", max_length=256,
-            seed=RECIPE["seed"], save_strategy="no", activation_checkpointing=False, **profile.trainer_arguments(),
-        )  # fmt: skip
-        set_seed(RECIPE["seed"])
-        rows = Dataset.from_list([e.sft_row() for e in make_split(profile).train])
-        given = {"train_dataset": rows, "processing_class": load_tokenizer(folder), "peft_config": lora}
-        trainer = AnswerOnlyTrainer(load_model(folder, profile, trainable=True), arguments, **given)
-        trainer.remove_callback(PrinterCallback)
-        trainer.train()
-    pairs = {
-        name: (m.scaling["default"], m.lora_A.default, m.lora_B.default) for name, m in modules(trainer.model).items()
-    }
-    return {name: (scale * b.weight @ a.weight).detach().float() for name, (scale, a, b) in pairs.items()}
-
-
-def learned(folder):
-    """保存したアダプタの、行列ごとの差分。"""
-    config, found = read_json(folder / "adapter_config.json"), load_file(folder / "adapter_model.safetensors")
-    scale, deltas = config["lora_alpha"] / config["r"], {}
-    for n in range(1 + max(int(key.split(".layers.")[1].split(".")[0]) for key in found)):
-        for name, place in NAMES.items():
-            key = f"base_model.model.model.layers.{n}.{place}.lora_"
-            deltas[f"blk.{n}.{name}.weight"] = scale * found[f"{key}B.weight"] @ found[f"{key}A.weight"]
-    return deltas
 
 
 @torch.inference_mode()
@@ -136,20 +93,20 @@ def put_in(model, weights):
 
 
 def main():
-    """学習し、場合ごとに測り、記録を書く。"""
+    """場合ごとに測り、記録を書く。"""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--machine", required=True)
-    parser.add_argument("--run", type=Path)
+    parser.add_argument("run", type=Path, help="02 と 04 の終わった実行のフォルダ")
+    parser.add_argument("--recipe", required=True, help="アダプタをどう学習したか。記録に残す")
+    parser.add_argument("--machine", required=True, help="機械の説明。記録に残す")
     given = parser.parse_args()
-    small = {"train_facts": RECIPE["facts"], "train_forms": RECIPE["forms"]}
-    profile = prepare_cpu(replace(get_profile("embedded-ja"), **small))
-    folder = resolve(profile)
-    tokenizer, near, model = load_tokenizer(folder), make_split(profile).near, load_model(folder, profile)
-    if given.run:
-        rows = read_jsonl(given.run / "02_dataset" / "near.jsonl")
-        near = [Example(**{**row, "figures": tuple(row["figures"])}) for row in rows]
-    deltas = learned(given.run / "04_lora_sft" / "adapter") if given.run else taught(profile, folder)
-    first = {name: module.weight.detach().clone() for name, module in modules(model).items()}
+    profile = prepare_cpu(get_profile("embedded-ja"))
+    tokenizer, near = load_tokenizer(resolve(profile)), read_examples(given.run / "02_dataset" / "near.jsonl")
+    adapted = load_model(given.run / "04_lora_sft" / "adapter", profile)
+    layers = modules(adapted).items()
+    first = {name: layer.base_layer.weight.detach().clone() for name, layer in layers}
+    pairs = {name: (m.scaling["default"], m.lora_A.default.weight, m.lora_B.default.weight) for name, m in layers}
+    deltas = {name: (scale * b @ a).detach() for name, (scale, a, b) in pairs.items()}
+    model = adapted.unload()
     kinds = {name: type_of("Q4_K_M", name, start.shape[1], model.config) for name, start in first.items()}
     moved = {name: NB.shaken(w, seed, STEPS[kinds[name]]) for seed, (name, w) in enumerate(first.items())}
     put_in(model, requantize(first, deltas, "F16", model.config)[0])
@@ -162,13 +119,13 @@ def main():
         correct = sum(map(is_correct, near, answer(model, tokenizer, near, profile)))
         rows[label] = {"correct": correct, "questions": len(near), "left": round(left, 4), "bits": round(bits, 3)}
         print(label, rows[label], flush=True)
-    found = {"date": time.strftime("%Y-%m-%d"), "machine": given.machine, "model": "gemma3-270m", "recipe": RECIPE}
+    found = {"date": time.strftime("%Y-%m-%d"), "machine": given.machine, "model": profile.model}
     size = {
         name: change.pow(2).mean().sqrt().item() / first[name].pow(2).mean().sqrt().item()
         for name, change in deltas.items()
     }
-    found |= {"change": round(sum(size.values()) / len(size), 4), "versions": versions(), "rows": rows}
-    write_json(RECORDED, found)
+    found |= {"recipe": given.recipe, "change": round(sum(size.values()) / len(size), 4), "versions": versions()}
+    write_json(RECORDED, found | {"rows": rows})
 
 
 if __name__ == "__main__":
