@@ -62,7 +62,7 @@ def expected_from(runs: list[dict[str, float]]) -> dict[str, dict[str, Any]]:
         centre = statistics.median(values)
         is_share = name.endswith(("accuracy", "rate", "gain"))
         width = max(*(2 * abs(value - centre) for value in values), _LEAST_SHARE if is_share else abs(centre) * 0.01)
-        why = f"{len(values)} シードの実測 {min(values):.4g}〜{max(values):.4g}"
+        why = f"{len(values)} 回の実測 {min(values):.4g}〜{max(values):.4g}"
         result[name] = {"value": centre, "tolerance": round(width, 6), "why": why}
     return result
 
