@@ -21,6 +21,7 @@ class ModelSpec:
     download_gb: float
     terms: str = ""
     wheel: dict[str, Any] | None = None
+    attention: str | None = None
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,9 @@ def _profiles() -> dict[str, Profile]:
     """`data/profiles.toml` を読む。like があれば、そのプロファイルから変えたもの（実測の秒は引き継がない）。"""
     made: dict[str, Profile] = {}
     for name, row in _table("profiles.toml").items():
-        values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in row.items()}
-        like = values.pop("like", None)
-        values = {"expected_seconds": (), **values, "name": name}
-        made[name] = replace(made[like], **values) if like else Profile(**values)
+        row = {"expected_seconds": [], **row, "name": name}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in row.items() if k != "like"}
+        made[name] = replace(made[row["like"]], **values) if "like" in row else Profile(**values)
     return made
 
 

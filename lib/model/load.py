@@ -114,7 +114,8 @@ def load_model(folder: str | Path, profile: Profile, trainable: bool = False, me
             remedy = "学習したときと同じモデルを使うか、04 から実行し直してください"
             raise WorkshopError(f"このアダプタは、{base.name} とは別の重みから作ったものです", remedy, folder)
     options: dict[str, Any] = {"trust_remote_code": False, "use_safetensors": True, "local_files_only": True}
-    options["dtype"] = getattr(torch, profile.dtype)
+    kernel = MODELS[profile.model].attention if trainable and profile.device == "cpu" else None
+    options |= {"dtype": getattr(torch, profile.dtype), "attn_implementation": kernel}
     if small := profile.four_bit and trainable:  # 縮めた後ではデバイスに移せないので、縮めながら置く
         options |= {"quantization_config": _nf4(options["dtype"]), "device_map": {"": profile.device}}
     try:
@@ -145,8 +146,7 @@ def _nf4(dtype: Any) -> Any:
 
 def count_parameters(model: Any) -> tuple[int, int]:
     """(学習する数, 全体の数) を個数で返す。"""
-    trainable = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return trainable, sum(p.numel() for p in model.parameters())
+    return sum(p.numel() for p in model.parameters() if p.requires_grad), sum(p.numel() for p in model.parameters())
 
 
 def mismatches(folder: Path, model: Any, device: str = "meta") -> list[str]:
