@@ -168,7 +168,7 @@ def _fitting(name: str, data: str) -> str:
     if os.environ.get("WORKSHOP_ACCEPT_GEMMA_TERMS") == "yes":
         print(f"データが日本語なので、日本語を読むモデルのプロファイル {other} で実行します。")
         return other
-    print(f"⚠ {profile.model} は日本語を読めません。PROFILE={other} なら読めます（規約への同意が必要です）。")
+    print(f"⚠ {profile.model} は日本語を読めず、遅くもなります。PROFILE={other} なら読めます（規約への同意が必要）。")
     return name
 
 

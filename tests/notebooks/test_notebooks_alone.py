@@ -66,7 +66,7 @@ def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     if name == "A4_company_case":
         assert (metrics["facts"], metrics["leaks"]) == (119, 0) and metrics["drafts"] > 200
         files = ("baseline_evaluation.csv", "comparison_evaluation.json", "training_results.json", "report.md")
-        assert all((OUTPUTS / run / name / file).stat().st_size for file in (*files, "adapter-same/manifest.json"))
+        assert all((OUTPUTS / run / name / file).stat().st_size for file in (*files, "adapter-same-8x3/manifest.json"))
         rows = read_json(OUTPUTS / run / name / "comparison_evaluation.json")
         columns = "model part fact form question reference answer correct made_up refused"
         assert all(list(row) == columns.split() and row["reference"] for row in rows)
