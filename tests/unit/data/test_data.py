@@ -19,7 +19,7 @@ from lib.errors import WorkshopError
 from lib.model.load import load_tokenizer
 from lib.profiles import PROFILES, get_profile
 from lib.score.answers import is_correct, is_refusal, makes_up_figure
-from lib.text.quantities import states
+from lib.text.quantities import quantities, states
 from lib.text.words import morphemes
 
 FACTS = read_jsonl(DATA / "support" / "facts.jsonl")
@@ -185,6 +185,33 @@ def test_conversations_state_only_the_figures_of_their_facts(lang):
         known = Example("", "", "", "", tuple(f for i in row["facts"] for f in by_id[i][lang]["figures"]))
         assert not any(makes_up_figure(known, t["content"]) for t in turns if t["role"] == "assistant"), row["id"]
         assert find_leaks([t["content"] for t in turns if t["role"] == "user"], held_out) == []
+
+
+MANNER = read_jsonl(DATA / "support" / "manner.jsonl")
+
+
+@BOTH
+def test_a_manner_row_says_the_figure_of_its_fact_or_none(lang):
+    for fact, row in zip(FACTS, MANNER, strict=True):
+        said, asked = row[lang], Example("", "", "", "", tuple(fact[lang]["figures"]))
+        assert row["fact"] == fact["id"] and fact[lang]["answer"] in said["chosen"]
+        assert all(is_correct(asked, said[side]) for side in ("chosen", "rude")), row["id"]
+        assert len(said["chosen"].split()) <= 20 and len(said["chosen"]) <= 100 and len(set(said.values())) == 4
+        assert quantities(said["prompt"]) == [] == quantities(said["vague"]), row["id"]
+
+
+@BOTH
+def test_a_manner_question_is_new_and_shares_no_content_word_with_the_far_one(lang):
+    asked = [row[lang]["prompt"] for row in MANNER]
+    known = [text for fact in FACTS for text in fact[lang]["questions"].values()]
+    known += [row[lang]["prompt"] for row in read_jsonl(DATA / "support" / "preferences.jsonl")]
+    assert find_leaks(asked, known) == [] and len(set(asked)) == 64
+    for text, fact in zip(asked, FACTS, strict=True):
+        assert content_words(lang, text).isdisjoint(content_words(lang, fact[lang]["questions"]["other_3"])), text
+        mine, held = ENGLISH(text) if lang == "en" else [m.surface for m in morphemes(text)], facts.NEAR_FORMS
+        for other in (fact[lang]["questions"][form] for form in held):
+            theirs = ENGLISH(other) if lang == "en" else [m.surface for m in morphemes(other)]
+            assert len({*mine} & {*theirs}) / len({*mine} | {*theirs}) < 0.8, (text, other)
 
 
 @BOTH

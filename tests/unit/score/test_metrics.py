@@ -1,6 +1,8 @@
 """評価指標の約束。敬語の判定の適合率と再現率、取り違えやすい文。"""
 
 import math
+import re
+import tomllib
 from collections import Counter
 
 import pytest
@@ -59,6 +61,33 @@ def test_politeness_and_honorifics_are_found(key, least):
     assert min(found := precision_and_recall(lambda text: getattr(style(text), key), key)) >= least, found
     precision, recall = precision_and_recall(lambda text: "です" in text or "ます" in text)
     assert precision < 0.9 and recall < 0.75, "字として探すだけの方法は、これより悪い"
+
+
+MANNER = tomllib.loads((DATA / "politeness" / "manner.toml").read_text(encoding="utf-8"))
+LABELLED = read_jsonl(DATA / "politeness" / "manner.jsonl")
+
+
+def manner_of(text, lang):  # 05 のセルと同じ
+    found = {kind: re.search("|".join(words), text, re.I) for kind, words in MANNER[lang].items()}
+    if found["blunt"] or (lang == "ja" and not all(style(one).polite for one in sentences(text))):
+        return "rude"
+    return "polite" if found["courtesy"] else "neutral"
+
+
+@pytest.mark.parametrize(("lang", "binary", "three"), [("en", 72, 69), ("ja", 24, 23)])
+def test_the_rule_of_manner_agrees_with_the_labels_it_never_saw(lang, binary, three):
+    held = [row for row in LABELLED if row["lang"] == lang and row["part"] == "test"]
+    pairs = [(row["manner"], manner_of(row["text"], lang)) for row in held]
+    assert sum((a == "polite") == (b == "polite") for a, b in pairs) >= binary
+    assert sum(a == b for a, b in pairs) >= three and len({row["text"] for row in LABELLED}) == len(LABELLED) == 218
+
+
+@pytest.mark.parametrize("lang", ["en", "ja"])
+def test_of_the_written_answers_the_rude_ones_alone_are_not_polite_and_a_fact_is_neither(lang):
+    for row in read_jsonl(DATA / "support" / "manner.jsonl"):
+        found = {side: manner_of(text, lang) for side, text in row[lang].items() if side != "prompt"}
+        assert found["chosen"] == found["vague"] == "polite" != found["rude"], row["id"]
+    assert {manner_of(row[lang]["answer"], lang) for row in read_jsonl(DATA / "support" / "facts.jsonl")} == {"neutral"}
 
 
 def test_our_own_answers_are_polite_and_the_friendly_questions_are_not():
