@@ -243,8 +243,8 @@ def preference_rules():
         "ORDER", "place_of", "spread", "question_of", "make_pairs", "written_pairs", FOLDER=DATA,
     )  # fmt: skip
     ranked = from_notebook(
-        "05_preference", "ENDS", "POLITE_END", "is_rude", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",
-        "pair", "agreed", "rank_pairs", "pairs_by_hand",
+        "05_preference", "MANNER", "manner_of", "WRONG", "MADE_UP", "VAGUE", "RUDE", "fault", "GOODNESS",
+        "reply", "pair", "agreed", "rank_pairs", "pairs_by_hand",
     )  # fmt: skip
     return SimpleNamespace(**vars(made) | vars(ranked))
 

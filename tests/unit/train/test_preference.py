@@ -49,8 +49,12 @@ def test_logprobs_margins_and_kl_agree_with_the_plain_computation(tiny_llama, ad
                 prompt, reply = encode_pair(tokenizer, row, side)
                 logits = model(torch.tensor([prompt + reply])).logits[0, len(prompt) - 1 : -1]
                 assert total == pytest.approx(logits.log_softmax(-1)[range(len(reply)), reply].sum().item(), abs=1e-3)
-    margins = torch.tensor(from_notebook("05_preference", "pair_margins").pair_margins(model, tokenizer, pairs, 3))
-    assert torch.allclose(margins, together[0] - together[1], atol=1e-3)
+    names = {"chosen": "良い答え", "rejected": "悪い答え"}
+    found = from_notebook("05_preference", "by_hand", "logps", "NAMES", tokenizer=tokenizer)
+    assert found.NAMES == names and torch.allclose(found.logps(model, pairs, 3), together, atol=1e-3)
+    for side, sums in zip(names, together, strict=True):
+        by_hand = torch.stack([found.by_hand(model, pair, side)[1].sum() for pair in pairs])
+        assert torch.allclose(by_hand, sums, atol=1e-3)
     tuned = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tiny_llama), adapter).eval()
     assert answer_kl(model, model, tokenizer, pairs, "chosen") == 0
     assert answer_kl(tuned, model, tokenizer, pairs, "chosen") > 0.01

@@ -89,7 +89,7 @@ def run_cells(stage, **parameters):
 
 def test_the_notebooks_train_on_a_four_bit_base(tiny_llama, monkeypatch):
     """PROFILE=colab-qlora の 02・04・05 のセルを、乱数の小さなモデルと CPU で。違うのは、量とデバイスだけ。"""
-    small = {"train_facts": 4, "train_forms": 2, "heldout_facts": 2, "sft_epochs": 1, "preference_epochs": 1}
+    small = {"train_facts": 4, "train_forms": 2, "heldout_facts": 2, "sft_epochs": 1, "preference_steps": 2}
     small |= {"device": "cpu", "sources": ("local",), "preference_pairs": 8, "answer_tokens": 4}
     monkeypatch.setitem(profiles.PROFILES, "colab-qlora", replace(profiles.PROFILES["colab-qlora"], **small))
     monkeypatch.setenv("WORKSHOP_MODEL_DIR", str(tiny_llama))
