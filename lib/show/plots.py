@@ -33,7 +33,7 @@ def _pairs(english: Any, japanese: Any) -> Iterator[tuple[str, str]]:
 
 
 @cache
-def _twins() -> dict[str, str]:
+def twins() -> dict[str, str]:
     """英語の質問と正解 → 日本語の対訳（data/support と data/general の en と ja）。"""
     files = [*(DATA / "support").glob("*.jsonl"), *(DATA / "general").glob("*.jsonl")]
     return dict(pair for path in files for row in read_jsonl(path) for pair in _pairs(row["en"], row["ja"]))
@@ -41,7 +41,7 @@ def _twins() -> dict[str, str]:
 
 def picture(template: str, **values: Any) -> HTML:
     """雛形（data/templates、data/pictures）に値を入れる。.html では、値の中の HTML を文字として見せる。"""
-    return HTML(_TEMPLATES.get_template(template).render(values, twins=_twins(), located=located))
+    return HTML(_TEMPLATES.get_template(template).render(values, twins=twins(), located=located))
 
 
 def answers_table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> HTML:

@@ -1,20 +1,17 @@
-"""実演の予算、記録への切り替え、発表者のバー。学習の設定には触れない（ノートブックにある）。"""
+"""実演の予算と、記録への切り替え。学習の設定には触れない（ノートブックにある）。"""
 
 import asyncio
 import os
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import ipywidgets
 from transformers import TrainerCallback
 
 from lib.errors import WorkshopError
 from lib.files import read_json
-from lib.show.plots import picture
-from lib.talk.plan import RECORDING, Clock
+from lib.talk.plan import RECORDING
 
 
 class Demo(TrainerCallback):
@@ -84,32 +81,3 @@ class Demo(TrainerCallback):
         when = f"通し稽古、{time.strftime('%Y-%m-%d')}" if os.environ.get("WORKSHOP_HEADLESS") else "この機械でいま"
         label = f"実演（{when}、{self._taken:.0f} 秒）"
         return {"seconds": round(self._taken, 1), "rows": rows, **more, "live": True, "label": label, "reason": ""}
-
-
-def presenter_bar(clock: Clock, demo: Demo) -> Any:
-    """進み具合を 1 秒ごとに描き直し、記録に切り替えるボタンを置いたバー。画面の無い実行では、静かな文。"""
-    if os.environ.get("WORKSHOP_HEADLESS"):
-        return picture("talk/bar.html", now=clock.standing())
-    shown = ipywidgets.HTML()
-    buttons = [ipywidgets.Button(description=name) for name in ("◀ 前の節", "次の節 ▶", "記録に切り替える")]
-    buttons[2].button_style = "warning"
-
-    def draw() -> None:
-        shown.value = picture("talk/bar.html", now=clock.standing(), reason=demo.reason).data
-
-    def press(button: Any) -> None:
-        if button is buttons[2]:
-            demo.switch()
-        else:
-            clock.enter(clock.number + (1 if button is buttons[1] else -1))
-        draw()
-
-    def tick() -> None:
-        while threading.main_thread().is_alive():
-            draw()
-            time.sleep(1)
-
-    for button in buttons:
-        button.on_click(press)
-    threading.Thread(target=tick, daemon=True).start()
-    return ipywidgets.VBox([shown, ipywidgets.HBox(buttons)])

@@ -27,7 +27,7 @@ from lib.talk.plan import RECORDING, load_plan
 from lib.train.preflight import Finding, judge, require
 
 SOURCE = REPOSITORY / "notebooks" / "00_talk.ipynb"
-_SPARE_MINUTES = 2.0  # 言いよどみと拍手のために、最低これだけ余らせる
+_SPARE_MINUTES = 3.0  # 言いよどみと拍手のために、最低これだけ余らせる
 
 
 def findings(profile: Profile) -> Iterator[Finding]:
@@ -78,17 +78,17 @@ def estimate(rate: float) -> Finding:
 
 
 def computed_seconds(cells: Sequence[Any]) -> list[float]:
-    """節ごとの計算の秒。0 番目は、話し始める前に済ませる準備。節は `section-3` のような印で始まる。"""
-    seconds = [0.0]
+    """節ごとの計算の秒。0 番目は、話し始める前に済ませる準備。節は `section-4` のような印で始まる。"""
+    seconds, section = [0.0] * 9, 0
     for cell in cells:
-        if any(tag.startswith("section-") for tag in cell.metadata.get("tags", [])):
-            seconds.append(0.0)
-        seconds[-1] += cell.metadata.get("papermill", {}).get("duration") or 0.0
+        marks = [int(tag[8:]) for tag in cell.metadata.get("tags", []) if tag.startswith("section-")]
+        section = marks[0] if marks else section
+        seconds[section] += cell.metadata.get("papermill", {}).get("duration") or 0.0
     return seconds
 
 
 def report(plan: Mapping[str, Any], seconds: Sequence[float]) -> tuple[str, bool]:
-    """節ごとの表と、どの節も予定に収まって 2 分以上余るか。使う分は、言うことの目安と、計算を黙って待つ時間の和。"""
+    """節ごとの表と、どの節も予定に収まって 3 分以上余るか。使う分は、台本の字の数の見込みと、計算を待つ時間の和。"""
     rows = []
     for section, computed in zip(plan["sections"], seconds[1:], strict=True):
         spare = section["minutes"] - section["spoken"] - computed / 60
@@ -108,8 +108,8 @@ def rehearse(profile: str, name: str | None, budget: float) -> None:
     table, fits = report(plan, computed_seconds(nbformat.read(executed, as_version=4).cells))
     shown = read_json(run.folder / "00_talk" / "demo.json")
     print(f"{table}\n実演: {shown['label']}  {shown['reason']}".rstrip())
-    print(f"スライド: {write_deck(executed, run.folder / 'slides.html', plan['title'])}")
-    if not (fits or budget):  # 予算を替えるのは、記録を作るとき
+    print(f"スライド: {write_deck(run.folder / 'slides.html', shown)}")
+    if not (fits or budget):
         what = f"{plan['minutes']:g} 分に収まらないか、余りが {_SPARE_MINUTES:g} 分より少なくなります"
         raise WorkshopError(what, "ほかの重い処理を止めるか、data/talk/plan.json の言うことを減らしてください")
 

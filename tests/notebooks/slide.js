@@ -1,9 +1,15 @@
-// スライド s の、見えている字の [下の端, 右の端, いちばん小さい字（px）, 欄外の上の端]。
+// スライド s の [下に収まるか, 右に収まるか, いちばん小さい字（1280×720 での px。出どころと小さな印は除く）]。
 (s) => {
-  const inside = ":scope > :not(footer):not(aside)";
+  const inside = ":scope > :not(footer):not(.src)";
   const seen = [...s.querySelectorAll(`${inside}, ${inside} *`)].filter((e) => e.getClientRects().length);
   const box = seen.map((e) => e.getBoundingClientRect());
-  const sizes = seen.map((e) => parseFloat(getComputedStyle(e).fontSize));
-  const floor = s.querySelector("footer").getBoundingClientRect().top;
-  return [Math.max(...box.map((b) => b.bottom)), Math.max(...box.map((b) => b.right)), Math.min(...sizes), floor];
+  const stage = document.getElementById("stage").getBoundingClientRect(), scale = stage.width / 1280;
+  const written = (e) => [...e.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim()) && !e.closest("small");
+  const size = (e) => {
+    const svg = e.closest("svg"), size = parseFloat(getComputedStyle(e).fontSize);
+    return svg ? (size * svg.getBoundingClientRect().width) / scale / svg.viewBox.baseVal.width : size;
+  };
+  const floor = (s.querySelector(".src") || s.querySelector("footer")).getBoundingClientRect().top;
+  const low = Math.max(...box.map((b) => b.bottom)), right = Math.max(...box.map((b) => b.right));
+  return [low <= floor + 1, right <= stage.right + 1, Math.min(...seen.filter(written).map(size))];
 }
