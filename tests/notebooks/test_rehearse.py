@@ -88,7 +88,6 @@ def test_every_slide_is_readable(window, rehearsal, tmp_path, size):
 
 def test_the_speaker_has_the_words_and_the_clock(window, rehearsal):
     """話し手のページ: 始まる、進む、遅れる、閉じて開き直す、スライドを読み直す。"""
-    window.clock.install()
     page = (OUTPUTS / RUN / "slides.html").as_uri()
     window.goto(page)
 
