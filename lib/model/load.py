@@ -194,7 +194,7 @@ def prepare_cpu(profile: Profile, folder: Path | None = None) -> Profile:
         raise WorkshopError(f"精度「{chosen}」はありません", "WORKSHOP_PRECISION は float32 か mixed にしてください")
     if folder:
         write_json(path, {"precision": chosen, "bf16_speedup": round(speedup, 2)})
-    print(f"学習の精度: {chosen}（mixed は、凍結した線形層だけ bf16）。bf16 の行列積は fp32 の {speedup:.1f} 倍速い")
+    print(f"学習の精度: {chosen}（mixed は、凍結した線形層だけ bf16）。bf16 の行列積の速さは fp32 の {speedup:.1f} 倍")
     return replace(profile, precision=chosen)
 
 
