@@ -51,7 +51,7 @@ def test_logprobs_margins_and_kl_agree_with_the_plain_computation(tiny_llama, ad
                 assert total == pytest.approx(logits.log_softmax(-1)[range(len(reply)), reply].sum().item(), abs=1e-3)
     names = {"chosen": "良い答え", "rejected": "悪い答え"}
     found = from_notebook("05_preference", "by_hand", "logps", "NAMES", tokenizer=tokenizer)
-    assert found.NAMES == names and torch.allclose(found.logps(model, pairs, 3), together, atol=1e-3)
+    assert names == found.NAMES and torch.allclose(found.logps(model, pairs, 3), together, atol=1e-3)
     for side, sums in zip(names, together, strict=True):
         by_hand = torch.stack([found.by_hand(model, pair, side)[1].sum() for pair in pairs])
         assert torch.allclose(by_hand, sums, atol=1e-3)
