@@ -214,6 +214,17 @@ def test_a_manner_question_is_new_and_shares_no_content_word_with_the_far_one(la
             assert len({*mine} & {*theirs}) / len({*mine} | {*theirs}) < 0.8, (text, other)
 
 
+@pytest.mark.parametrize("name", ["embedded", "smoke", "embedded-ja"])
+def test_manner_pairs_are_split_by_fact_and_learned_on_the_facts_of_the_sft(name):
+    parts = from_notebook("05_preference", "manner_parts").manner_parts(get_profile(name))
+    found = {part: [fact.fact_id for fact, _ in rows] for part, rows in parts.items()}
+    assert {part: len(ids) for part, ids in found.items()} == {"train": 32, "dev": 8, "test": 24}
+    assert len({fact for ids in found.values() for fact in ids}) == 64
+    split = make_split(get_profile("embedded"))
+    assert {*found["train"]} == {e.fact_id for e in split.train}
+    assert {*found["test"]} > {e.fact_id for e in split.unseen}
+
+
 @BOTH
 def test_a_follow_up_is_answered_only_by_its_first_turn(lang):
     asked = tomllib.loads((DATA / "support" / "followups.toml").read_text(encoding="utf-8"))

@@ -1,8 +1,6 @@
 """評価指標の約束。敬語の判定の適合率と再現率、取り違えやすい文。"""
 
 import math
-import re
-import tomllib
 from collections import Counter
 
 import pytest
@@ -63,15 +61,8 @@ def test_politeness_and_honorifics_are_found(key, least):
     assert precision < 0.9 and recall < 0.75, "字として探すだけの方法は、これより悪い"
 
 
-MANNER = tomllib.loads((DATA / "politeness" / "manner.toml").read_text(encoding="utf-8"))
+manner_of = from_notebook("05_preference", "MANNER", "manner_of").manner_of
 LABELLED = read_jsonl(DATA / "politeness" / "manner.jsonl")
-
-
-def manner_of(text, lang):  # 05 のセルと同じ
-    found = {kind: re.search("|".join(words), text, re.I) for kind, words in MANNER[lang].items()}
-    if found["blunt"] or (lang == "ja" and not all(style(one).polite for one in sentences(text))):
-        return "rude"
-    return "polite" if found["courtesy"] else "neutral"
 
 
 @pytest.mark.parametrize(("lang", "binary", "three"), [("en", 72, 69), ("ja", 24, 23)])
