@@ -94,6 +94,7 @@ def test_the_speaker_has_the_words_and_the_clock(window, rehearsal):
     window.goto(page)
 
     def opened():
+        window.bring_to_front()  # 話し手の窓を閉じた後も、鍵がスライドに届くように
         with window.expect_popup() as popup:
             window.keyboard.press("s")
         return popup.value
