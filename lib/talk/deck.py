@@ -87,7 +87,7 @@ def write_deck(target: Path, demo: Mapping[str, Any]) -> Path:
     made, plan = environment(demo), load_plan()
     files = [(TALK / name).read_text(encoding="utf-8") for name in ("compare.css", "deck.css", "deck.js")]
     given = {"plan": plan, "answers": answers(made), "css": files[0] + files[1], "script": files[2]}
-    page = made.get_template("talk/deck.html").render(given, fonts="")
+    page = made.get_template("talk/deck.html").render(given)
     text = html.unescape(re.sub(r"<[^>]+>", "", page)) + "0123456789:−"
     # 日本語は IPAex ゴシック、それに無い記号は DejaVu。どちらも図が使っているもの。
     japanese = Path(matplotlib_fontja.__file__).parent / "fonts" / "ipaexg.ttf"
@@ -95,4 +95,4 @@ def write_deck(target: Path, demo: Mapping[str, Any]) -> Path:
     fonts = [(japanese, "Workshop"), (symbols / "DejaVuSans.ttf", "Workshop Symbols")]
     fonts.append((symbols / "DejaVuSansMono.ttf", "Workshop Mono"))
     cut = "".join(_embedded(path, family, text) for path, family in fonts)
-    return write_text(target, made.get_template("talk/deck.html").render(given, fonts=cut))
+    return write_text(target, page.replace("/* fonts */", cut, 1))

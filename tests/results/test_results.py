@@ -52,7 +52,7 @@ def test_expected_values_cover_the_promises_of_the_readme():
 
 
 def test_make_compare_turns_red_when_far_or_general_falls_to_zero(tmp_path):
-    """記録どおりの、終わった実行の、ほかは一つも赤くならない。"""
+    """記録どおりの、終わった実行の、ほかは一つも赤くならない。期待値に無い精度なら、幅を広げたと一行で言い、それでも赤い。"""
     found, zero = (
         read_json(SEEDS)["embedded"]["0"],
         {f"sft_{part}_accuracy": 0.0 for part in ("far", "general", "ordinary")},
@@ -66,6 +66,9 @@ def test_make_compare_turns_red_when_far_or_general_falls_to_zero(tmp_path):
     done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
     assert done.returncode == 1 and "3 failed" in done.stdout, done.stdout[-2000:]
     assert all(f"{name}: 実測 0.0、" in done.stdout for name in zero)
+    write_json(run.folder / "precision.json", {"precision": "bfloat16"})
+    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "精度 bfloat16 の期待値は記録していない" in done.stdout
 
 
 def test_the_readme_is_short_and_shows_the_recorded_numbers():

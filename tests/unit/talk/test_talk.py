@@ -68,7 +68,7 @@ def test_the_deck_is_one_file_without_the_network(page):
 def test_what_no_longer_holds_is_marked_on_the_slide(recording):
     made = environment(recording)
     made.globals["three"] = lambda *_: [0.5, 0.5, 0.5]  # どの手法も同じになった記録
-    given = {"plan": load_plan(), "answers": answers(made), "css": "", "script": "", "fonts": ""}
+    given = {"plan": load_plan(), "answers": answers(made), "css": "", "script": ""}
     broken = made.get_template("talk/deck.html").render(given)
     assert broken.count("記録と合いません") >= 4 and any(row["broken"] for row in given["answers"])
 
