@@ -15,12 +15,9 @@ import time
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import papermill
 import rich
 from filelock import FileLock, Timeout
 from jupyter_client.manager import AsyncKernelManager
-from nbclient.exceptions import CellTimeoutError
-from papermill.exceptions import PapermillExecutionError
 from rich.table import Table
 from traitlets.config import Config
 
@@ -68,6 +65,9 @@ class LocalKernel(AsyncKernelManager):
 
 def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: int = 3600) -> Path:
     """ノートブックを画面なしで動かし、秘密の値を消した写しの場所を返す。失敗、時間切れ（秒）なら WorkshopError。"""
+    import papermill  # 重いので、上流を作るだけのノートブックには読ませない
+    from nbclient.exceptions import CellTimeoutError
+
     # 時間の上限は、終わらないセル（ウィジェットが止める例がある）を無限に待たないため。
     target, log = run.folder / "notebooks" / source.name, run.folder / "kernel.log"
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +82,7 @@ def run_notebook(run: Run, source: Path, parameters: dict[str, Any], timeout: in
             options |= {"progress_bar": bar, "config": Config(ConnectionFileMixin=local)}
             options |= {"start_timeout": 180, "execution_timeout": timeout}  # 混んだ機械は、既定の 60 秒で起動しない
             papermill.execute_notebook(source, target, parameters, **options)
-    except PapermillExecutionError as error:
+    except papermill.exceptions.PapermillExecutionError as error:
         said, told = scrub(str(error.evalue)), f"実行の写し {target} で前後が読めます"
         if error.ename == "WorkshopError":
             raise WorkshopError(said.rstrip("。"), told) from None

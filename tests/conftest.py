@@ -1,15 +1,19 @@
 """テストの共通の準備。"""
 
 import ast
+import io
 import json
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
+import time
 import tomllib
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +87,32 @@ def window():
         browser.close()
 
 
+@pytest.fixture
+def endpoint():
+    """127.0.0.1 の、OpenAI 互換の口。`wait` 秒待って `status` で `reply` を返し、来た頼みを `seen` に残す。"""
+    state = SimpleNamespace(status=200, reply="", wait=0, seen=[])
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            state.seen.append((self.path, self.headers["Authorization"], body))
+            time.sleep(state.wait)
+            self.send_response(state.status)
+            self.end_headers()
+            said = {"choices": [{"message": {"content": state.reply}}]} if isinstance(state.reply, str) else state.reply
+            self.wfile.write(said if isinstance(said, bytes) else json.dumps(said).encode())
+
+        def log_message(self, *_):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        server.handle_error = lambda *_: None  # 待たずに切られたときの、サーバ側の失敗は見せない
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        state.url = f"http://127.0.0.1:{server.server_port}/v1/"
+        yield state
+        server.shutdown()
+
+
 SMOKE = ("-m", "lib.execute", "--profile", "smoke")
 
 
@@ -93,23 +123,20 @@ def start(*arguments, **environment):
     return subprocess.Popen(command, cwd=REPOSITORY, env={**os.environ, **environment}, **pipes)
 
 
-@pytest.fixture
-def execute(monkeypatch, capfd):
-    """smoke プロファイルの実行を、このプロセスの中で終わりまで走らせる関数（torch を読み直さない）。"""
+def execute(*arguments, **environment):
+    """smoke プロファイルの実行を、このプロセスの中で終わりまで走らせる（torch を読み直さない）。"""
     from lib.execute import main
 
-    def run(*arguments):
-        for name, value in (("WORKSHOP_RUN_HELD", ""), ("WORKSHOP_HEADLESS", "1")):
-            monkeypatch.setenv(name, value)  # main が書き換えるので、テストの後で戻す
-        monkeypatch.setattr(sys, "argv", [*SMOKE[1:], *arguments])
-        capfd.readouterr()
+    out, err, code = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        for name, value in {"WORKSHOP_RUN_HELD": "", "WORKSHOP_HEADLESS": "1", **environment}.items():
+            patch.setenv(name, value)  # main が書き換えるので、終わったら戻す
+        patch.setattr(sys, "argv", [*SMOKE[1:], *arguments])
         try:
-            code = main() or 0
+            main()
         except SystemExit as stop:
             code = stop.code
-        return subprocess.CompletedProcess(sys.argv, code, *capfd.readouterr())
-
-    return run
+    return subprocess.CompletedProcess(arguments, code, out.getvalue(), err.getvalue())
 
 
 def python(*arguments, given=None, timeout=600, **environment):
@@ -142,7 +169,7 @@ def write_data(folder, name, content):
 def one_sentence(*words):
     """中が、これらの語を含む一文の WorkshopError で止まることを確かめる。"""
     with pytest.raises(WorkshopError) as error:
-        yield
+        yield error
     text = str(error.value)
     assert "Traceback" not in text and "\n" not in text and len(text) < 600
     assert all(word in text for word in words), text
@@ -166,12 +193,12 @@ def tiny_llama(tmp_path_factory, model_folder):
 
 @pytest.fixture(scope="session")
 def short_model(tmp_path_factory, model_folder):
-    """本物の重みの、初めの 4 層だけのモデルを使わせる環境変数。学習の効果を問わない、通しの実行のため。"""
+    """本物の重みの、初めの 2 層だけのモデルを使わせる環境変数。学習の効果を問わない、通しの実行のため。"""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder, model = tmp_path_factory.mktemp("short"), AutoModelForCausalLM.from_pretrained(model_folder)
-    model.config.num_hidden_layers = len(model.model.layers[:4])
-    model.model.layers = model.model.layers[:4]
+    model.config.num_hidden_layers = len(model.model.layers[:2])
+    model.model.layers = model.model.layers[:2]
     model.save_pretrained(folder)
     AutoTokenizer.from_pretrained(model_folder).save_pretrained(folder)
     return {"WORKSHOP_MODEL_DIR": str(folder)}

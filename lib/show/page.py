@@ -5,10 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import mistune
-import nbformat
 import rich.markdown
 from IPython.core.pylabtools import print_figure
-from nbconvert import HTMLExporter
 
 from lib.data.facts import DATA, FORM_LABELS, read_jsonl
 from lib.errors import WorkshopError, command_line
@@ -52,6 +50,8 @@ def stage_summary(run: Run, stage: str) -> str:
 
 def notebook_html(source: Path, target: Path) -> Path:
     """実行済みのノートブックを、外の資源に頼らない HTML にする。設定と準備のコードは畳む。"""
+    from nbconvert import HTMLExporter  # 重いので、読むだけのノートブックには読ませない
+
     exporter = HTMLExporter(template_name="notebook", extra_template_basedirs=[str(DATA / "templates")])
     return write_text(target, exporter.from_filename(str(source))[0])
 
@@ -63,8 +63,8 @@ def write_index(run: Run, record: dict[str, Any]) -> Path:
         source = run.folder / "notebooks" / f"{stage}.ipynb"
         if done := stage in record and source.exists():
             notebook_html(source, run.folder / "html" / f"{stage}.html")
-        cells = nbformat.read(REPOSITORY / "notebooks" / source.name, as_version=4).cells
-        title = next(cell.source.partition("\n")[0][2:] for cell in cells if cell.source.startswith("# "))
+        cells = read_json(REPOSITORY / "notebooks" / source.name)["cells"]
+        title = next(line[2:].strip() for cell in cells for line in cell["source"][:1] if line.startswith("# "))
         stages.append((stage, title, done, stage_summary(run, stage)))
     return write_text(run.folder / "index.html", picture("index.html", run=run, record=record, stages=stages).data)
 

@@ -6,7 +6,7 @@ import time
 
 import nbformat
 import pytest
-from conftest import SMOKE, python, start, table_beside
+from conftest import execute, start, table_beside
 
 from lib.files import REPOSITORY, check_folder, file_sha256, read_json
 from lib.run import OUTPUTS, STAGES
@@ -26,7 +26,7 @@ def finished(short_model):
             process.send_signal(signal.SIGINT)
             break
     rest, _ = process.communicate(timeout=120)
-    done = python(*SMOKE, "--run", RUN, timeout=1200, **short_model)
+    done = execute("--run", RUN, **short_model)
     assert done.returncode == 0, done.stdout + done.stderr
     return "".join(seen) + rest, process.returncode, done.stdout
 
@@ -76,6 +76,6 @@ def test_what_holds_on_any_budget(finished):
     assert gguf["template_ids_equal"] == gguf["modelfile_ids_equal"] == 1.0 and gguf["f16_token_agreement"] >= 0.95
 
 
-def test_a_finished_run_is_not_computed_again(finished, execute):
+def test_a_finished_run_is_not_computed_again(finished):
     done = execute("--run", RUN, "--no-index")
     assert done.returncode == 0 and done.stdout.count("済み（飛ばします）") == len(STAGES)

@@ -1,16 +1,13 @@
-"""自分のデータ、途中で落ちたカーネル、一つだけ開いた 04 と付録。"""
+"""自分のデータ、一つだけ開いた 04 と付録。"""
 
-import time
-
-import psutil
 import pytest
-from conftest import SMOKE, python, refused, start
+from conftest import execute, refused
 
 from lib.files import read_json
 from lib.run import APPENDICES, OUTPUTS, STAGES
 
 
-def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model, execute):
+def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model):
     """テストの中で初めて作る 50 行の CSV が、1 行も書き換えずに最後まで走る（学習の効果は問わない）。"""
     items = ["鉛筆", "定規", "地図", "電池", "切手", "風船", "積木", "雑巾", "軍手", "石鹸"]
     asks = ["{}の値段は？", "{}はいくら？", "{}を買うと何円払いますか。", "{}、いくらする？", "{}の価格を知りたい。"]
@@ -18,7 +15,7 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model,
     table = tmp_path / "値段表.csv"
     table.write_text("\r\n".join(["質問,回答", *lines]), encoding="cp932")
     name = "pytest-own"
-    done = python(*SMOKE, "--run", name, "--data", str(table), "--no-index", timeout=900, **short_model)
+    done = execute("--run", name, "--data", str(table), "--no-index", **short_model)
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(read_json(OUTPUTS / name / "stages.json")) == list(STAGES[1:])
     rows = read_json(OUTPUTS / name / "07_evaluation" / "comparison_evaluation.json")
@@ -29,26 +26,10 @@ def test_an_unseen_csv_goes_from_02_to_07_without_an_edit(tmp_path, short_model,
     refused(execute("--run", name, "--no-index"), "一つもありません")
 
 
-def test_a_killed_kernel_is_one_sentence(short_model):
-    process = start("--run", "pytest-killed", "--no-index", "01_concepts", **short_model)
-    for _ in range(60):
-        time.sleep(0.5)
-        family = psutil.Process(process.pid).children(recursive=True)
-        kernels = [child for child in family if "ipykernel" in " ".join(child.cmdline())]
-        if kernels and (OUTPUTS / "pytest-killed" / "notebooks" / "01_concepts.ipynb").exists():
-            break
-    time.sleep(2)  # 準備のセルが走っているころ
-    for kernel in kernels:
-        kernel.kill()
-    output, _ = process.communicate(timeout=120)
-    assert process.returncode == 1 and "カーネルが止まりました" in output and "Traceback" not in output, output
-
-
 def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_unseen_phrasings():
     """本物のモデルが、本当に覚えるか。発表用の talk プロファイルで、言い換え（近い）で測る。"""
     run = OUTPUTS / "pytest-talk"
-    given = ("--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
-    done = python("-m", "lib.execute", *given, timeout=900)
+    done = execute("--profile", "talk", "--run", run.name, "--no-index", "04_lora_sft")
     assert done.returncode == 0, done.stdout + done.stderr
     assert list(read_json(run / "stages.json")) == ["02_dataset", "03_baseline", "04_lora_sft"]
     before, after = (read_json(run / name / "metrics.json")["near_accuracy"] for name in ("03_baseline", "04_lora_sft"))
@@ -58,30 +39,28 @@ def test_lora_opened_alone_makes_what_it_needs_and_teaches_facts_that_answer_uns
 @pytest.mark.parametrize("name", APPENDICES)
 def test_appendices_open_alone_and_say_where_every_number_came_from(name):
     """ふだんの実行では学習せず、記録を「記録済み」と言って見せる。A3〜A5 は、その場で失敗を起こし、学習する。"""
-    lab = name in ("A3_failure_lab", "A4_company_case", "A5_form_and_voice")
-    run = "pytest-appendix" if lab else "pytest-recorded"
-    done = python(*SMOKE, *(() if lab else ("--profile", "smollm2-ja")), "--run", run, "--no-index", name)
+    short, recorded = name[:2], ("A0", "A1", "A2")
+    run = OUTPUTS / ("pytest-recorded" if short in recorded else "pytest-appendix")
+    done = execute(*["--profile", "smollm2-ja"] * (short in recorded), "--run", run.name, "--no-index", name)
     assert done.returncode == 0, done.stdout + done.stderr
-    metrics = read_json(OUTPUTS / run / name / "metrics.json")
-    if name == "A4_company_case":
+    folder, metrics = run / name, read_json(run / name / "metrics.json")
+    cells = read_json(run / "notebooks" / f"{name}.ipynb")["cells"]
+    told = "".join(str(out) for cell in cells for out in cell.get("outputs", []))
+    if short in (*recorded, "A5"):
+        assert "記録済み（20" in told and "いま計算" not in told
+    if short in recorded:
+        assert "まだ測っていない" not in told
+        assert short != "A1" or metrics["two_process_difference"] <= 1e-4  # 二つのプロセスに分けても、同じ学習になる
+    elif short == "A3":
+        assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]
+    elif short == "A4":
         assert (metrics["facts"], metrics["leaks"]) == (119, 0) and metrics["drafts"] > 200
         files = ("baseline_evaluation.csv", "comparison_evaluation.json", "training_results.json", "report.md")
-        assert all((OUTPUTS / run / name / file).stat().st_size for file in (*files, "adapter-same-8x3/manifest.json"))
-        rows = read_json(OUTPUTS / run / name / "comparison_evaluation.json")
+        assert all((folder / file).stat().st_size for file in (*files, "adapter-same-8x3/manifest.json"))
+        rows = read_json(folder / "comparison_evaluation.json")
         columns = "model part fact form question reference answer correct made_up refused"
         assert all(list(row) == columns.split() and row["reference"] for row in rows)
         assert {row["model"] for row in rows} == {"学習前", "報告の設計"}
-        assert "まだ測っていない" in (OUTPUTS / run / name / "report.md").read_text(encoding="utf-8")  # 分けた設計
-        return
-    cells = read_json(OUTPUTS / run / "notebooks" / f"{name}.ipynb")["cells"]
-    told = "".join(str(out) for cell in cells for out in cell.get("outputs", []))
-    if name == "A5_form_and_voice":  # 学習はその場で、例の数・文体・会話は記録
+        assert "まだ測っていない" in (folder / "report.md").read_text(encoding="utf-8")  # 分けた設計
+    else:  # A5: 学習はその場で、例の数・文体・会話は記録
         assert metrics["leaks"] == 0 and metrics["grammar_readable_rate"] > metrics["zero_readable_rate"]
-        assert "記録済み（20" in told and "いま計算" not in told
-        return
-    if lab:
-        assert metrics["failures"] == 17 and metrics["eos_probability_masked"] < metrics["eos_probability_right"]
-        return
-    assert "記録済み（20" in told and "いま計算" not in told and "まだ測っていない" not in told
-    if name == "A1_methods":  # 二つのプロセスに分けても、同じ学習になる
-        assert metrics["two_process_difference"] <= 1e-4

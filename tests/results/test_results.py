@@ -4,31 +4,34 @@
 """
 
 import os
-import subprocess
-import sys
 import warnings
 
 import pytest
+from conftest import python
 from maintain.readme_table import LABELS, README, SEEDS, filled
 from maintain.record import EXPECTED, allowed, collect, expected_from, precision
 
-from lib.files import REPOSITORY, read_json, write_json
+from lib.files import read_json, write_json
 from lib.run import STAGES, open_run, reopen
 
 EVERYTHING = read_json(EXPECTED)
-RUN = reopen(os.environ["RUN"]) if os.environ.get("RUN") else None
-FOUND = collect(RUN) if RUN else {}
-assert not RUN or RUN.profile.name in EVERYTHING, (
-    f"プロファイル {RUN.profile.name} の期待値はまだありません。tests/README.md の手順で作ってください。"
-)
-EXPECTATION = EVERYTHING[RUN.profile.name] if RUN else {"metrics": {}}
-TIMES = 3 if RUN and precision(RUN) not in EXPECTATION["precision"].split("・") else 1
-if TIMES > 1:
-    kinds = f"精度 {precision(RUN)} の期待値は記録していないので、{EXPECTATION['precision']} の期待値"
-    warnings.warn(f"{kinds}と、{TIMES} 倍の幅で比べます（別の精度の学習は、別のシードほどに動く）", stacklevel=1)
 
 
-@pytest.mark.parametrize(("name", "rule"), EXPECTATION["metrics"].items(), ids=str)
+def compared(run):
+    """終わった実行の（指標の値, 期待値, 幅の倍率）。期待値に無い精度なら、幅を広げると警告する。"""
+    missing = f"プロファイル {run.profile.name} の期待値はまだありません。tests/README.md の手順で作ってください。"
+    assert run.profile.name in EVERYTHING, missing
+    expected, ours, times = EVERYTHING[run.profile.name], precision(run), 1
+    if ours not in expected["precision"].split("・"):
+        times, kinds = 3, f"精度 {ours} の期待値は記録していないので、{expected['precision']} の期待値"
+        warnings.warn(f"{kinds}と、{times} 倍の幅で比べます（別の精度の学習は、別のシードほどに動く）", stacklevel=1)
+    return collect(run), expected["metrics"], times
+
+
+FOUND, RULES, TIMES = compared(reopen(os.environ["RUN"])) if os.environ.get("RUN") else ({}, {}, 1)
+
+
+@pytest.mark.parametrize(("name", "rule"), RULES.items(), ids=str)
 def test_the_metric_stays_in_its_range(name, rule, record_property):
     record_property("value", FOUND.get(name))
     limit = f"≤ {rule['at_most']:g}" if "at_most" in rule else f"{rule['value']:.4g} ± {TIMES * rule['tolerance']:.2g}"
@@ -37,9 +40,7 @@ def test_the_metric_stays_in_its_range(name, rule, record_property):
 
 def test_a_drifted_or_missing_metric_turns_red():
     runs = [{"a.x_accuracy": value, "01_concepts.lora_max_difference": 1e-7} for value in (0.95, 0.97, 0.96)]
-    for (rule, good), wrong in zip(
-        zip(expected_from(runs).values(), (0.95, 1e-7), strict=True), (0.5, 1.0), strict=True
-    ):
+    for rule, good, wrong in zip(expected_from(runs).values(), (0.95, 1e-7), (0.5, 1.0), strict=True):
         assert allowed(good, rule) and not any(allowed(value, rule, 3) for value in (wrong, None, float("nan")))
 
 
@@ -53,22 +54,20 @@ def test_expected_values_cover_the_promises_of_the_readme():
 
 def test_make_compare_turns_red_when_far_or_general_falls_to_zero(tmp_path):
     """記録どおりの、終わった実行の、ほかは一つも赤くならない。期待値に無い精度なら、幅を広げたと一行で言い、それでも赤い。"""
-    found, zero = (
-        read_json(SEEDS)["embedded"]["0"],
-        {f"sft_{part}_accuracy": 0.0 for part in ("far", "general", "ordinary")},
-    )
+    found = read_json(SEEDS)["embedded"]["0"]
+    zero = {f"sft_{part}_accuracy": 0.0 for part in ("far", "general", "ordinary")}
     run = open_run("embedded", "done", outputs=tmp_path)
     write_json(run.folder / "precision.json", {"precision": "float32"})
     for stage in STAGES:
         run.finish(stage, found[stage] | (zero if stage == "07_evaluation" else {}))
-    environment = {**os.environ, "RUN": "done", "WORKSHOP_OUTPUTS": str(tmp_path)}
-    command = [sys.executable, "-m", "pytest", "tests/results", "-k", "stays_in_its_range"]
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
+    command = ("-m", "pytest", "tests/results", "-k", "stays_in_its_range")
+    done = python(*command, RUN="done", WORKSHOP_OUTPUTS=str(tmp_path))
     assert done.returncode == 1 and "3 failed" in done.stdout, done.stdout[-2000:]
     assert all(f"{name}: 実測 0.0、" in done.stdout for name in zero)
     write_json(run.folder / "precision.json", {"precision": "bfloat16"})
-    done = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True)
-    assert done.returncode == 1 and "精度 bfloat16 の期待値は記録していない" in done.stdout
+    with pytest.warns(UserWarning, match="精度 bfloat16 の期待値は記録していない"):
+        found, rules, times = compared(run)
+    assert times == 3 and not all(allowed(found[name], rule, times) for name, rule in rules.items())
 
 
 def test_the_readme_is_short_and_shows_the_recorded_numbers():

@@ -1,6 +1,7 @@
 """二つ同時に走らせない、秘密を残さない、書き込めなくなったら、打ち間違えたら、一文で止まる。"""
 
 import os
+import resource
 import runpy
 import signal
 import sys
@@ -8,7 +9,7 @@ from functools import partial
 
 import nbformat
 import pytest
-from conftest import python, refused, table_beside
+from conftest import execute, refused, table_beside
 
 import lib.run
 from lib import execute as pipeline
@@ -20,7 +21,7 @@ TABLE, SECRET = table_beside(__file__, "guard"), 'hf_planted"秘密\\4f9c2b71e0'
 
 
 @pytest.fixture
-def planted(tmp_path, monkeypatch, execute):
+def planted(tmp_path, monkeypatch):
     """セルを一つのノートブックにして、本物の入口で走らせる関数。"""
     monkeypatch.setattr(pipeline, "NOTEBOOKS", tmp_path)
     monkeypatch.setattr(pipeline, "resolve", lambda profile: None)
@@ -36,7 +37,7 @@ def planted(tmp_path, monkeypatch, execute):
 
 
 @pytest.mark.parametrize("ending", ["1 + 1", "raise ValueError(os.environ['HF_TOKEN'])"], ids=["ok", "失敗"])
-def test_a_planted_secret_is_nowhere(planted, tmp_path, monkeypatch, ending):
+def test_a_planted_secret_is_nowhere(planted, tmp_path, monkeypatch, capfd, ending):
     for name in ("HF_TOKEN", "WORKSHOP_JUDGE_KEY", "MY_PASSWORD"):
         monkeypatch.setenv(name, SECRET)
     result = planted(*TABLE["leaky"], ending)
@@ -45,7 +46,8 @@ def test_a_planted_secret_is_nowhere(planted, tmp_path, monkeypatch, ending):
     files = {path: path.read_text("utf-8", "replace") for path in outputs.rglob("*") if path.is_file()}
     (copy,) = [text for path, text in files.items() if path.suffix == ".ipynb"]
     assert "（秘密の値）" in copy and "Traceback" not in result.stderr
-    assert all(SECRET.split("\\")[1] not in text for text in (result.stdout, result.stderr, *files.values()))
+    said = (result.stdout, result.stderr, *capfd.readouterr(), *files.values())
+    assert all(SECRET.split("\\")[1] not in text for text in said)
     assert result.returncode or list(outputs.glob("*/html/*.html"))
 
 
@@ -71,11 +73,13 @@ def test_a_second_run_in_the_same_folder_is_refused_and_the_lock_of_a_killed_one
     assert result.returncode == 0 and "途中の成果物があります" in result.stdout
 
 
-def test_a_full_disk_is_one_sentence(tmp_path):
-    full = "import resource; from lib.execute import main; from lib.run import open_run; open_run('smoke', 'full')\n"
-    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (100, resource.RLIM_INFINITY)); main()"
-    given = ("--profile", "smoke", "--run", "full", "01_concepts")
-    refused(python("-c", full, *given, WORKSHOP_OUTPUTS=str(tmp_path)), "書き込めません")
+def test_a_full_disk_is_one_sentence(planted, monkeypatch):
+    limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+    monkeypatch.setattr(pipeline, "resolve", lambda profile: full((100, limit[1])))  # 始めてから、いっぱいになる
+    done = planted("1")
+    full(limit)
+    refused(done, "書き込めません")
 
 
 def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(planted, tmp_path):
@@ -83,6 +87,12 @@ def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(planted, tmp_path)
     folder = tmp_path / "outputs" / "planted"
     assert (folder / "notebooks" / "01_concepts.ipynb").exists() and read_json(folder / "stages.json") == {}
     assert not (folder / "01_concepts" / "metrics.json").exists()
+
+
+def test_a_killed_kernel_is_one_sentence(planted):
+    done = planted("1", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    refused(done, "カーネルが止まりました")
+    assert "Traceback" not in done.stdout
 
 
 def test_a_cell_past_its_time_names_notebook_cell_and_seconds(planted, tmp_path, monkeypatch):

@@ -1,21 +1,23 @@
 """GGUF の約束: 型の割当ては llama.cpp どおり、知らない形は一文のエラーで止め、変換しても同じトークンを書く。"""
 
 from collections import Counter
+from functools import partial
 
 import numpy
 import pytest
 import torch
 from conftest import TYPE_RULE, from_notebook, one_sentence, quantize_as_06, table_beside
 from gguf import GGMLQuantizationType as Q
+from gguf import dequantize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, get_peft_model
 from tiny import make_tiny, write_gguf
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast
+from transformers import GPT2Config, LlamaConfig, MambaConfig, PreTrainedTokenizerFast
 
 from lib.errors import WorkshopError
-from lib.export.gguf import convert_to_f16, open_gguf, quantize
+from lib.export.gguf import KINDS, convert_to_f16, open_gguf, quantize
 from lib.export.serve import serve
 from lib.files import read_json, write_json
 from lib.model.generate import render
@@ -191,3 +193,50 @@ def test_a_taught_phrase_survives_merge_conversion_and_q4(tmp_path, model_folder
     for path in (f16, tmp_path / "q4.gguf"):
         with serve(path) as chat:
             assert chat.ask(asked, 48)[0] == phrase, path.name
+
+
+# 外から届いた誤りの種類 K20: どの種類の GGUF も読む。
+SHAPES = {"token_embd": (8, 256), "blk.0.attn_v": (32, 256), "blk.0.ffn_down": (64, 256), "blk.0.ssm_in": (33, 31)}
+CONFIGS = {"gpt2": GPT2Config(), "mamba": MambaConfig(), "rwkv6": MambaConfig()}
+
+
+def written(path, arch, heads=0, pairs=(), kind=Q.F16):
+    """乱数の GGUF と、その行列。"""
+    random, keys = numpy.random.default_rng(0), {"token_list": ["a", "b"]} | ({"head_count": heads} if heads else {})
+    keys |= {"head_count_kv": pairs if len(pairs) > 1 else pairs[0]} if pairs else {}
+    values = {f"{name}.weight": random.standard_normal(shape).astype(numpy.float32) for name, shape in SHAPES.items()}
+    stored = {name: value.astype(numpy.float16) for name, value in values.items()}
+    if kind == Q.BF16:
+        stored = {k: (v.view(numpy.uint32) >> 16).astype(numpy.uint16).view(numpy.uint8) for k, v in values.items()}
+    write_gguf(path, stored | {"output_norm.weight": numpy.ones(256, dtype=numpy.float32)}, arch, kind, **keys)
+    return values
+
+
+@pytest.mark.parametrize(("arch", "heads", "pairs"), table_beside(__file__, "outside")["gguf"])
+@pytest.mark.parametrize("mix", KINDS)
+def test_any_architecture_is_quantized_and_keeps_its_header(tmp_path, arch, heads, pairs, mix):
+    source, target = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    values = written(source, arch, heads, pairs)
+    rule = partial(NOTEBOOK.tensor_type, kind=mix, config=CONFIGS.get(arch, LlamaConfig()))
+    assert sum(quantize(source, target, mix, rule).values()) == len(SHAPES)
+    before, after = (
+        {name: field.contents() for name, field in open_gguf(path).fields.items() if not name.startswith("GGUF.")}
+        for path in (source, target)
+    )
+    assert before == {name: after[name] for name in before} and after.keys() - before.keys() == {
+        "general.file_type", "general.quantization_version",
+    }  # fmt: skip
+    for tensor in open_gguf(target).tensors:
+        if tensor.name in values and tensor.tensor_type.name not in ("Q2_K", "Q3_K"):
+            assert numpy.abs(dequantize(tensor.data, tensor.tensor_type) - values[tensor.name]).mean() < 0.1
+
+
+def test_a_bf16_file_is_read_as_numbers_and_a_file_without_its_name_is_one_sentence(tmp_path):
+    source, target = tmp_path / "a.gguf", tmp_path / "b.gguf"
+    values = written(source, "llama", kind=Q.BF16)
+    quantize(source, target, "Q8_0", lambda name, width: Q.F16)
+    for tensor in open_gguf(target).tensors:
+        assert tensor.name not in values or numpy.abs(tensor.data - values[tensor.name]).max() < 0.05
+    source.write_bytes(source.read_bytes().replace(b"general.architecture", b"general.architectur_"))
+    with one_sentence("GGUF として読めません", "general.architecture"):
+        quantize(source, target, "Q8_0", NOTEBOOK.tensor_type)

@@ -4,7 +4,7 @@ import re
 from contextlib import nullcontext
 
 import pytest
-from conftest import from_notebook, one_sentence
+from conftest import from_notebook, one_sentence, table_beside
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,3 +82,58 @@ def test_hf_gguf_modelfile_read_the_same_tokens_or_it_is_said(model_folder, tiny
 
 def test_a_template_is_filled():
     assert render_template(CHATML, [USER]) == "<|im_start|>user\n12345円ですか？<|im_end|>\n<|im_start|>assistant\n"
+
+
+# 外から届いた誤りの種類 K21: Ollama の受け取るどの書き方も読む。入力は outside.toml。
+KINDS = table_beside(__file__, "outside")
+WRITTEN = modelfile("umbrella.gguf", "{{ range .Messages }}{{ .Content }}{{ end }}", "窓口です。", ["<|im_end|>"], 2048)
+
+
+@pytest.mark.parametrize(("old", "new", "changed"), KINDS["modelfile"])
+def test_any_spelling_that_ollama_takes_is_read_and_nothing_is_lost(old, new, changed):
+    assert old in WRITTEN
+    changed = {**changed, **({"stops": tuple(changed["stops"])} if "stops" in changed else {})}
+    assert read_modelfile(WRITTEN.replace(old, new)) == read_modelfile(WRITTEN)._replace(**changed)
+
+
+@pytest.mark.parametrize(("old", "new", "said"), KINDS["refused"])
+def test_a_line_that_ollama_refuses_is_named(old, new, said):
+    assert old in WRITTEN
+    with one_sentence("Modelfile", said):
+        read_modelfile(WRITTEN.replace(old, new))
+
+
+def spelled(data, name, key, value):
+    """同じ命令の、別の書き方。key は、PARAMETER と MESSAGE の二つめの語。"""
+    bare = [""] if value and value == value.strip() and "\n" not in value else []
+    quote, blank = data.draw(st.sampled_from(['"""', '"', *bare])), data.draw(st.sampled_from([" ", "  ", "\t"]))
+    name = "".join(data.draw(st.sampled_from([letter.lower(), letter.upper()])) for letter in name)
+    return f"{blank * data.draw(st.integers(0, 1))}{name}{key}{blank}{quote}{value}{quote}{blank}"
+
+
+COMMANDS = ("from", "system", "template", "license", "adapter", "parameter", "message")
+plain = st.text(alphabet="店の窓口AB<|>./{} \n#", max_size=12)
+
+
+@settings(max_examples=150)
+@given(st.lists(st.tuples(st.sampled_from(COMMANDS), plain), max_size=6), st.data())
+def test_a_modelfile_in_any_spelling_reads_the_same(more, data):
+    needed = [("from", "./m.gguf"), ("template", data.draw(plain)), ("system", data.draw(plain))]
+    lines, wanted = [], {}
+    for name, value in data.draw(st.permutations(needed + more)):
+        key = {"parameter": " top_k", "message": " user"}.get(name, "")
+        wanted.setdefault(name.upper() + key, []).append(value)
+        lines += data.draw(st.sampled_from([[], [""], ['# 注釈 """']])) + [spelled(data, name, key, value)]
+    lines += ["PARAMETER num_ctx 64", "PARAMETER temperature 0.5", "PARAMETER stop <|e|>"]
+    end = data.draw(st.sampled_from(["\n", "\r\n"]))
+    found = read_modelfile(data.draw(st.sampled_from(["", "\ufeff"])) + end.join([*lines, ""]))
+    one = {name: wanted[name].pop() for name in ("FROM", "TEMPLATE", "SYSTEM")}
+    assert (found.source, found.template, found.system) == tuple(one.values())
+    assert (found.stops, found.num_ctx, found.temperature) == (("<|e|>",), 64, 0.5)
+    assert found.others == {name: values for name, values in wanted.items() if values}
+
+
+@pytest.mark.parametrize(("template", "said"), KINDS["templates"])
+def test_an_older_template_and_a_typo_are_named(template, said):
+    with one_sentence(said):
+        render_template(template, [USER])

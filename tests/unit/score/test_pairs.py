@@ -1,9 +1,7 @@
 """選好ペア（02 と 05 の関数）と評価用 LLM（07 の関数）: 規則の順位、二度の問い、数字に出る偏り、出ない鍵。"""
 
 import json
-import threading
 from collections import Counter
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from conftest import from_notebook, preference_rules, table_beside
@@ -98,41 +96,26 @@ def test_only_a_clear_choice_counts():
 
 
 @pytest.fixture
-def endpoint(monkeypatch):
-    """127.0.0.1 の、OpenAI 互換の口。"""
-    seen = {"reply": {"choices": [{"message": {"content": " b です"}}]}}
-
-    class Endpoint(BaseHTTPRequestHandler):
-        def do_POST(self):
-            seen["path"], seen["key"] = self.path, self.headers["Authorization"]
-            seen["body"] = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            self.send_response(seen.get("status", 200))
-            self.end_headers()
-            self.wfile.write(json.dumps(seen["reply"]).encode())
-
-        def log_message(self, *_):
-            pass
-
-    with HTTPServer(("127.0.0.1", 0), Endpoint) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", f"http://127.0.0.1:{server.server_port}/v1/")):
-            monkeypatch.setenv(f"WORKSHOP_JUDGE_{name}", value)
-        yield seen
-        server.shutdown()
+def judge(endpoint, monkeypatch):
+    """07 が尋ねる、評価用 LLM。"""
+    for name, value in (("KEY", "himitsu"), ("MODEL", "m"), ("URL", endpoint.url)):
+        monkeypatch.setenv(f"WORKSHOP_JUDGE_{name}", value)
+    return endpoint
 
 
-def test_the_judge_speaks_the_openai_protocol_and_hides_its_key(endpoint, capsys):
+def test_the_judge_speaks_the_openai_protocol_and_hides_its_key(judge, capsys):
+    judge.reply = " b です"
     assert FOUND.judge("質問", "一", "二") == "B"
-    assert endpoint["path"] == "/v1/chat/completions" and endpoint["key"] == "Bearer himitsu"
-    assert "一" in endpoint["body"]["messages"][0]["content"] and endpoint["body"]["model"] == "m"
-    assert "himitsu" not in json.dumps(endpoint["body"]) + capsys.readouterr().out
+    ((path, key, body),) = judge.seen
+    assert path == "/v1/chat/completions" and key == "Bearer himitsu"
+    assert "一" in body["messages"][0]["content"] and body["model"] == "m"
+    assert "himitsu" not in json.dumps(body) + capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("change", "told"), TABLE["silent"])
-def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(endpoint, monkeypatch, change, told):
-    for name in filter(str.isupper, change):
-        monkeypatch.setenv(name, change[name])
-    endpoint |= change
+def test_a_judge_that_does_not_answer_is_one_sentence_without_the_key(judge, monkeypatch, change, told):
+    for name, value in change.items():
+        monkeypatch.setenv(name, value) if name.isupper() else setattr(judge, name, value)
     with pytest.raises(WorkshopError, match=f"評価用 LLM が答えません（{told}）") as error:
         FOUND.judge("質問", "一", "二")
     assert "himitsu" not in str(error.value) and error.value.__suppress_context__
