@@ -75,10 +75,12 @@ rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定�
 	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --budget $(if $(MACHINE),600,0)
 	@$(if $(MACHINE),PYTHONPATH=. $(BIN)/python tests/maintain/record.py --talk --machine "$(MACHINE)" "$(or $(RUN),talk)",:)
 
-# 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。
+# 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。型の検査は、その裏で。
 test: $(READY) ## テスト一式（環境の用意から）
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/python -c "$$FETCH"
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/python -c "$$FETCH"
+	@said=$$(mktemp); $(BIN)/mypy >$$said 2>&1 & types=$$!; \
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; red=$$?; \
+	wait $$types || red=1; cat $$said; rm $$said; exit $$red
 
 mutate: $(READY) # 大事な所をわざと壊し、テストが赤くなるかを見る（1 コアで 6 分ほど）
 	@PYTHONPATH=. $(BIN)/python tests/maintain/mutations.py

@@ -80,10 +80,6 @@ def test_hf_gguf_modelfile_read_the_same_tokens_or_it_is_said(model_folder, tiny
         assert row["HF"][0] == tokenizer.bos_token_id != row["HF"][1]
 
 
-def test_a_template_is_filled():
-    assert render_template(CHATML, [USER]) == "<|im_start|>user\n12345円ですか？<|im_end|>\n<|im_start|>assistant\n"
-
-
 # 外から届いた誤りの種類 K21: Ollama の受け取るどの書き方も読む。入力は outside.toml。
 KINDS = table_beside(__file__, "outside")
 WRITTEN = modelfile("umbrella.gguf", "{{ range .Messages }}{{ .Content }}{{ end }}", "窓口です。", ["<|im_end|>"], 2048)
