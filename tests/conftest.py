@@ -66,10 +66,8 @@ def pytest_terminal_summary(terminalreporter):
     needs = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["dependencies"]
     lines = sum(len(text.splitlines()) for text in texts)
     say(f"lib: {lines:,} 行、{sum(map(bool, texts))} ファイル、依存 {len(needs)} 個")
-    remedies = {
-        "Chromium": ".ci/run は入れてから走らせます",
-        "lm_eval": "pip install -c constraints.txt -e '.[benchmark]'",
-    }
+    remedies = {"Chromium": ".ci/run は入れてから走らせます"}
+    remedies["lm_eval"] = "pip install -c constraints.txt -e '.[benchmark]'"
     for part, remedy in remedies.items():
         if unseen := [row for row in terminalreporter.stats.get("skipped", []) if part in str(row.longrepr)]:
             say(f"⚠ {part} が無いので、テスト {len(unseen)} 件を飛ばしました（{remedy}）")

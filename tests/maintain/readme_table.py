@@ -50,10 +50,8 @@ def filled(text: str, seeds: Mapping[str, Any]) -> str:
     chosen = {name: seeds[name] for name in ("embedded", "embedded-ja") if name in seeds}
     chosen = {p if len(rows) > 2 else f"{p}（シード {'・'.join(rows)}）": rows for p, rows in chosen.items()}
     table = pandas.DataFrame({f"{p} {m}": v for p in chosen for m, v in shares(chosen[p]).items()}, LABELS.values())
-    tables = [
-        table.rename_axis("正答率（%）"),
-        pandas.DataFrame({p: judged(chosen[p]) for p in chosen}).rename_axis("シード 0 の判定"),
-    ]
+    words = pandas.DataFrame({p: judged(chosen[p]) for p in chosen}).rename_axis("シード 0 の判定")
+    tables = [table.rename_axis("正答率（%）"), words]
     shown = "\n\n".join(re.sub(" {2,}", " ", re.sub("-{3,}", "--", one.to_markdown())) for one in tables)
     return _BLOCK.sub(lambda block: f"{block[1]}{shown}\n{block[2]}", text)
 

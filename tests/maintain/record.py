@@ -177,15 +177,12 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description="期待値と、記録済みの結果を書き直す")
-    parser.add_argument(
-        "runs", nargs="*", metavar="実行", help="シードの違う実行（期待値には 3 つ以上）。--machine を付けるなら一つ"
-    )
+    said = "シードの違う実行（期待値には 3 つ以上）。--machine を付けるなら一つ"
+    parser.add_argument("runs", nargs="*", metavar="実行", help=said)
     parser.add_argument("--experiments", action="store_true", help="付録の、設定ごとの結果を data/recorded/ に加える")
     parser.add_argument("--machine", default="", help="機械の説明。付けると、実行の要約を data/recorded/runs/ に残す")
     parser.add_argument("--talk", action="store_true", help="--machine とともに。実演を data/recorded/talk.json に残す")
-    parser.add_argument(
-        "--benchmark", type=Path, help="--machine とともに。lm_eval の出力を data/recorded/benchmark.json に"
-    )
+    parser.add_argument("--benchmark", type=Path, help="--machine とともに。lm_eval の出力を残す")
     options = parser.parse_args()
     with command_line():
         runs = [reopen(name) for name in options.runs]

@@ -77,9 +77,10 @@ def test_a_full_disk_is_one_sentence(planted, monkeypatch):
     limit = resource.getrlimit(resource.RLIMIT_FSIZE)
     full = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
     monkeypatch.setattr(pipeline, "resolve", lambda profile: full((100, limit[1])))  # 始めてから、いっぱいになる
-    done = planted("1")
-    full(limit)
-    refused(done, "書き込めません")
+    try:
+        refused(planted("1"), "書き込めません")
+    finally:
+        full(limit)
 
 
 def test_a_failing_cell_names_the_notebook_and_keeps_the_copy(planted, tmp_path):

@@ -135,10 +135,8 @@ def test_unanswerable_topics_are_split_and_answered_by_a_refusal(lang):
 
 
 def test_examples_survive_writing_and_reading(tmp_path):
-    examples = [
-        Example("a", "polite", "「質問」\n二行目", "答え", ("640円",)),
-        Example("b", "general", "q", "a", ("x", "y")),
-    ]
+    examples = [Example("a", "polite", "「質問」\n二行目", "答え", ("640円",))]
+    examples += [Example("b", "general", "q", "a", ("x", "y"))]
     assert facts.read_examples(facts.write_examples(tmp_path / "e.jsonl", examples)) == examples
 
 
@@ -256,14 +254,10 @@ def test_order_mails_follow_the_schema_and_are_split_by_layout_and_product(lang)
 
 
 GOOD = '{"items": [{"name": "cup", "quantity": 3}], "delivery": "express", "date": null, "contact": "a@b.example"}'
-JUDGED = [
-    (GOOD, 0, 4),
-    (GOOD.replace("3", "4"), 0, 3),
-    (GOOD.replace("null", '"03-01"'), 0, 3),
-    (f"{GOOD} Done.", 3, 0),
-]
-JUDGED += [(GOOD[:-1] + ",}", 3, 0), (GOOD.replace("3", '"3"'), 1, 0), (GOOD.replace("3", "0"), 1, 0), ("[]", 1, 0)]
-JUDGED += [(GOOD[:-1] + ', "note": ""}', 1, 0), ('{"items": []}', 1, 0), ("NaN", 1, 0), ("", 3, 0)]
+JUDGED = [(GOOD, 0, 4), (GOOD.replace("3", "4"), 0, 3), (GOOD.replace("null", '"03-01"'), 0, 3)]
+JUDGED += [(f"{GOOD} Done.", 3, 0), (GOOD[:-1] + ",}", 3, 0), (GOOD.replace("3", '"3"'), 1, 0), ("", 3, 0)]
+JUDGED += [(GOOD.replace("3", "0"), 1, 0), (GOOD[:-1] + ', "note": ""}', 1, 0)]
+JUDGED += [("[]", 1, 0), ('{"items": []}', 1, 0), ("NaN", 1, 0)]
 
 
 @pytest.mark.parametrize(("answer", "kind", "right"), JUDGED)

@@ -175,10 +175,8 @@ def test_nothing_that_was_not_accepted_is_trained(tmp_path):
 
 
 GOOD = [{"question": "返品できるのは、届いてからいつまで？", "answer": "14日以内です。"}]
-LIES = [
-    {"question": "返品は何日までですか。", "answer": "30日以内です。"},
-    {"question": "14日で何ができますか。", "answer": "14日"},
-]
+LIES = [{"question": "返品は何日までですか。", "answer": "30日以内です。"}]
+LIES += [{"question": "14日で何ができますか。", "answer": "14日"}]
 
 
 @pytest.fixture

@@ -105,9 +105,8 @@ class Follower:
     device = "cpu"
 
     def __call__(self, ids):
-        return SimpleNamespace(
-            logits=30 * torch.eye(5)[torch.tensor([[NEXT[token] for token in row] for row in ids.tolist()])]
-        )
+        rows = [[NEXT[token] for token in row] for row in ids.tolist()]
+        return SimpleNamespace(logits=30 * torch.eye(5)[torch.tensor(rows)])
 
     def complete(self, prompt, limit):
         said = [NEXT[prompt[-1]]]

@@ -132,9 +132,8 @@ def tuners():
         if kind.value not in ("ADAMSS", "XLORA", "FROD"):  # 別の部品か、別のアダプタが必要。FROD は一つに 6 秒
             yield pytest.param(config, options | KINDS["tuners"].get(kind.value, {}), id=kind.value)
     for name, more in KINDS["lora"].items():
-        yield pytest.param(
-            LoraConfig, {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **more}, id=name
-        )
+        options = {"task_type": "CAUSAL_LM", "r": 4, "target_modules": ["q_proj"], **more}
+        yield pytest.param(LoraConfig, options, id=name)
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -162,8 +162,7 @@ def test_the_recorded_benchmark_is_that_of_the_questions_in_the_repository():
     general = {e.fact_id: e for level in ("easy", "ordinary") for e in general_questions("ja", level)}
     for row in asked["workshop_general_ja"]:
         (right,) = [n for n, said in enumerate(row["choices"]) if general_correct(general[row["id"]].figures, said)]
-        assert (right, row["question"]) == (row["answer"], general[row["id"]].question) and len(
-            set(row["choices"])
-        ) == 4
+        assert (right, row["question"]) == (row["answer"], general[row["id"]].question)
+        assert len(set(row["choices"])) == 4
     for marks in read_json(DATA / "recorded" / "benchmark.json")["right"].values():
         assert {task: len(found) for task, found in marks.items()} == {task: len(rows) for task, rows in asked.items()}

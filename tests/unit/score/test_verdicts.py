@@ -121,9 +121,8 @@ def test_facts_are_the_unit_and_pairs_are_kept():
 
 def test_the_models_of_a_run_are_judged_in_order_on_three_parts():
     found = model_verdicts({"学習前": BEFORE, "SFT": AFTER, "SFT + DPO": AFTER})
-    assert list(found) == [
-        (*pair, part) for pair in (("学習前", "SFT"), ("SFT", "SFT + DPO")) for part in ("near", "far", "general")
-    ]
+    pairs, parts = (("学習前", "SFT"), ("SFT", "SFT + DPO")), ("near", "far", "general")
+    assert list(found) == [(*pair, part) for pair in pairs for part in parts]
     assert [c.word() for c in found.values()] == ["上がった", "差は示せない", "下がった", *["差は示せない"] * 3]
     assert str(found["学習前", "SFT", "general"]).startswith("0 問で良化・8 問で悪化（12 問）")
 

@@ -14,10 +14,8 @@ from lib.run import STAGES, open_run
 from lib.score.exam import PARTS, save_rows
 from lib.show.page import BASE, main, notebook_html, write_index, write_report
 
-RESULTS = {
-    BASE: exam_sheet("base", {"general": 3}),
-    "SFT": exam_sheet("SFT", {"near": 1, "far": 12}, answer="a|b\nc"),
-}
+RESULTS = {BASE: exam_sheet("base", {"general": 3})}
+RESULTS["SFT"] = exam_sheet("SFT", {"near": 1, "far": 12}, answer="a|b\nc")
 
 
 @pytest.fixture

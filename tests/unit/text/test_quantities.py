@@ -44,12 +44,8 @@ def spellings(number):
     mixed = "".join(f"{group:,}{large}" for group, large in groups(number)) or "0"  # 974億1,500万 の形
     forms = [str(number), f"{number:,}", mixed]
     either = number < 100 and number % 10 == number // 10 + 1 and number > 9  # 二三円 は「2、3 円」とも読める
-    return [
-        *forms,
-        *(form.translate(WIDE) for form in forms),
-        in_kanji(number),
-        *([] if either else [by_position(number)]),
-    ]
+    position = [] if either else [by_position(number)]
+    return [*forms, *(form.translate(WIDE) for form in forms), in_kanji(number), *position]
 
 
 NUMBERS = st.one_of(st.integers(0, 120), st.integers(0, 99_999), st.integers(0, 10**16 - 1))

@@ -29,11 +29,8 @@ def stop_at(folder, step, text=None):
 def test_kill_nine_then_the_same_command_reaches_the_same_loss(tiny_llama, tmp_path):
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     train(tiny_llama, whole)
-    command, environment = (
-        [sys.executable, tiny.__file__, tiny_llama, cut],
-        {**os.environ, "PYTHONPATH": str(REPOSITORY)},
-    )
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+    command, paths = [sys.executable, tiny.__file__, tiny_llama, cut], {"PYTHONPATH": str(REPOSITORY)}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | paths)
     assert any(line.strip() == "step 8" for line in process.stdout)
     process.send_signal(signal.SIGKILL)
     process.wait(60)
