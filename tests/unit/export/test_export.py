@@ -109,6 +109,18 @@ def test_a_tiny_model_survives_conversion_and_runs(tmp_path, model_folder, tiny_
         assert chat.complete(prompt, 4)["tokens_predicted"] > 0
 
 
+def test_zero_point_spans_the_block_and_absmax_is_centred():
+    """06 の第 2 節: どちらも 4 bit。zero-point の端は最小と最大、absmax の端は絶対値の最大。誤差は半段まで。"""
+    cells = from_notebook("06_merge_to_gguf", "absmax", "zero_point")
+    torch.manual_seed(0)
+    values = 1 + torch.rand(8, 32)
+    integers, scale, low = cells.zero_point(values)
+    centred, wide = cells.absmax(values)
+    assert (integers.min().item(), integers.max().item(), centred.max().item()) == (0, 15, 7)
+    assert ((integers * scale + low - values).abs() <= scale / 2 + 1e-6).all()
+    assert ((centred * wide - values).abs() <= wide / 2 + 1e-6).all() and (scale < wide).all()
+
+
 def test_a_small_change_is_lost_where_the_weights_stand_on_the_same_steps_and_kept_elsewhere():
     """06 の第 8 節: 一度 Q4_1 だった重みに差分を足し、同じ型に戻すと消える。ほかの型か、段の途中の重みなら残る。"""
     cells = from_notebook("06_merge_to_gguf", "q4_0", "rounded", "shaken", "survived", torch=torch, SEED=0)
@@ -123,13 +135,11 @@ def test_a_small_change_is_lost_where_the_weights_stand_on_the_same_steps_and_ke
     assert lost < 0.3 and min(kept) > 0.8, (lost, kept)
 
 
-def test_a_character_breaks_only_where_the_next_bytes_do_not_fit(model_folder):
+def test_the_bytes_of_tokens_make_the_text_again(model_folder):
     tokenizer = load_tokenizer(model_folder)
-    cells = from_notebook("06_merge_to_gguf", "SHOWN", "HIDDEN", "BYTES", "bytes_of", "breaks", tokenizer=tokenizer)
+    cells = from_notebook("06_merge_to_gguf", "SHOWN", "HIDDEN", "BYTES", "bytes_of", tokenizer=tokenizer)
     ids = tokenizer("延長保証 ok", add_special_tokens=False)["input_ids"]
     assert b"".join(map(cells.bytes_of, ids)).decode() == "延長保証 ok"
-    head, letter = "延".encode()[:2], tokenizer("a", add_special_tokens=False)["input_ids"][0]
-    assert cells.breaks(head, letter) and not cells.breaks("延".encode(), letter)
 
 
 def replaced_tokenizer(folder):
