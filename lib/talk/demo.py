@@ -61,7 +61,7 @@ class Demo(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """予算に収まりそうにないか、発表者が切り替えたら、学習を止める。"""
         done, elapsed = state.global_step, self.elapsed()
-        self._first = self._first or elapsed
+        self._first = elapsed if done == 1 else self._first  # 二つの学習を続けるときは、それぞれの
         pace = (elapsed - self._first) / (done - 1) if done > 1 else elapsed
         total = elapsed + pace * (state.max_steps - done) + self.answering
         if elapsed > self.seconds or (done >= 3 and total > self.seconds):  # 初めの見込みは、用意が混じって大きい

@@ -18,6 +18,7 @@ from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import race
 from lib.run import STAGES, Run, reopen, versions
+from lib.score.exam import PARTS
 from lib.talk.plan import RECORDING
 
 EXPECTED = REPOSITORY / "tests" / "results" / "expected.json"
@@ -159,6 +160,13 @@ def record_benchmark(folder: Path, machine: str) -> None:
     update(REPOSITORY / "data" / "recorded" / "benchmark.json", found)
 
 
+def right_by_stage(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """発表の実演の、近い・遠い言い換えごとの正答の数（学習前・役割の指示・10 例・98 例）。"""
+    stages = ("before", "role", "ten", "after")
+    parts = {part: [row for row in rows if row["part"] == PARTS[part]] for part in ("near", "far")}
+    return {part: {key: sum(row[f"{key}_ok"] for row in some) for key in stages} for part, some in parts.items()}
+
+
 def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
     """その場で計算した実演を記録として残す。機械の速さも添える（`make check` が見込みに使う）。
 
@@ -171,8 +179,13 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
     threads, rate, _ = race()
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
+    for row in kept["rows"]:
+        row |= {key: row[key][:56] for key in ("before", "role")}  # 見せるのは 55 字まで
+    seeds = read_json(target, {}).get("seeds", {}) | {str(run.seed): right_by_stage(found["rows"])}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
-    return update(target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept})
+    return update(
+        target, {**head, "profile": run.profile.name, "seed": run.seed, "versions": versions(), **kept, "seeds": seeds}
+    )
 
 
 if __name__ == "__main__":

@@ -57,7 +57,7 @@ def test_the_talk_fits_and_leaves_a_deck(rehearsal):
     assert shown["live"] or shown["label"].startswith("記録済み")
     if shown["live"]:
         near = [row["after_ok"] for row in shown["rows"] if row["part"] == "言い換え（近い）"]
-        assert len(near) == 4 and sum(near) >= 3
+        assert len(near) == 14 and sum(near) >= 12
         assert not any(row["after_ok"] for row in shown["rows"] if row["part"] == "未学習の事実")
     for item in nbformat.read(OUTPUTS / RUN / "notebooks" / SOURCE.name, as_version=4).cells:
         for out in item.get("outputs", []):

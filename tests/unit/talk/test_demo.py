@@ -10,7 +10,7 @@ from unittest.mock import Mock
 import pytest
 from conftest import from_notebook, one_sentence
 from jupyter_client.manager import start_new_kernel
-from maintain.record import record_talk
+from maintain.record import record_talk, right_by_stage
 
 from lib.data.facts import Example
 from lib.files import REPOSITORY, read_json, write_json
@@ -23,7 +23,16 @@ from lib.talk.demo import Demo
 from lib.talk.plan import RECORDING, load_plan
 
 ASKED = [Example("f", "request", "名入れは何日ですか。", "名入れは16日です。", ("16日",))]
-ROWS = [{"part": "言い換え（近い）", "question": "名入れは何日ですか。", "after": "16日です。"}]
+ROWS = [
+    {
+        "part": "言い換え（近い）",
+        "question": "名入れは何日ですか。",
+        "before": "？" * 99,
+        "role": "？",
+        "after": "16日です。",
+    }
+]
+ROWS[0] |= {"before_ok": False, "role_ok": False, "ten_ok": False, "after_ok": True}
 
 
 @pytest.fixture
@@ -45,21 +54,17 @@ def shown(demo, rows, **more):
 
 
 def test_the_answers_are_judged_by_their_figures():
-    given = {
-        "asked": ASKED * 2,
-        "parts": ["言い換え（近い）", "未学習の事実"],
-        "before": ["？", "16日です。"],
-        "profile": None,
-    }
-    given |= {"tokenizer": None, "trainer": SimpleNamespace(model=SimpleNamespace(eval=list))}
-    given["answer"] = lambda *_: ["16日です。", "17日です。"]
+    near, unseen = "言い換え（近い）", "未学習の事実"
+    said = {"ten": ["17日です。", "？"], "after": ["16日です。", "17日です。"]}
+    stages = {"before": "学習前", "role": "役割の指示", "ten": "10 例", "after": "98 例"}
+    trainers = {stages[key]: SimpleNamespace(model=SimpleNamespace(eval=lambda key=key: key)) for key in said}
+    given = {"asked": ASKED * 2, "parts": [near, unseen], "before": ["？", "16日です。"], "roled": ["？", "？"]}
+    given |= {"STAGES": stages, "trainers": trainers, "tokenizer": None, "short": None}
+    given["answer"] = lambda model, *_: said[model]
     first, second = from_notebook("00_talk", "answers_after", **given).answers_after()
-    assert first["after_ok"] and not first["before_ok"] and second["before_ok"] and not second["after_ok"]
-    assert (
-        first["part"] == "言い換え（近い）"
-        and first["reference"] == "名入れは16日です。"
-        and first["after"] == "16日です。"
-    )
+    assert [first[f"{key}_ok"] for key in stages] == [False, False, False, True]
+    assert [second[f"{key}_ok"] for key in stages] == [True, False, False, False]
+    assert first["part"] == near and first["reference"] == "名入れは16日です。" and first["after"] == "16日です。"
 
 
 def test_a_demo_in_time_shows_what_this_machine_computed(clock, monkeypatch):
@@ -87,6 +92,20 @@ def test_training_stops_early_only_when_it_cannot_finish(clock, steps, stops):
 
     demo.attempt(train)
     assert ("見込み 52 秒" in demo.reason) if stops else not demo.reason
+
+
+def test_the_pace_of_the_second_training_is_its_own(clock):
+    """続けて二つ学習する。初めの学習の秒は、二つ目の 1 ステップの見込みに混じらない。"""
+    demo, stopped = Demo(40), []
+
+    def train(steps, seconds):
+        for number in range(1, steps + 1):
+            clock[0] += seconds
+            stopped.append(step(demo, number, steps))
+
+    demo.attempt(lambda: train(6, 2))  # 12 秒
+    demo.attempt(lambda: train(20, 1))  # 20 秒。混ぜて見込むと、3 ステップめで 12 + 6.5 × 17 秒になる
+    assert not any(stopped) and not demo.reason
 
 
 ENDINGS = [(KeyboardInterrupt(), "発表者が止めた"), (MemoryError("足りない"), "MemoryError: 足りない")]
@@ -183,6 +202,10 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     kept = read_json(record_talk(run, "試しの機械", tmp_path / "talk.json"))
     assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
     assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
+    assert kept["seeds"] == {
+        "0": {"near": {"before": 0, "role": 0, "ten": 0, "after": 1}, "far": kept["seeds"]["0"]["far"]}
+    }
+    assert len(kept["rows"][0]["before"]) == 56
     demo.switch()
     with one_sentence("make rehearse MACHINE="):
         shown(demo, None, recording=tmp_path / "none.json")
@@ -195,7 +218,8 @@ def test_the_recording_in_git_is_a_small_live_demo():
     recorded = read_json(RECORDING)
     assert RECORDING.stat().st_size < 20_000 and recorded["profile"] == "talk"
     near = [row for row in recorded["rows"] if row["part"] == "言い換え（近い）"]
-    assert len(near) == 4 and not any(row["before_ok"] for row in near) and sum(row["after_ok"] for row in near) >= 3
+    assert len(near) == 14 and not any(row["before_ok"] for row in near) and sum(row["after_ok"] for row in near) >= 12
+    assert sorted(recorded["seeds"]) == ["0", "1", "2"] and recorded["seeds"]["0"] == right_by_stage(recorded["rows"])
 
 
 @pytest.fixture

@@ -62,7 +62,7 @@ def test_every_slide_has_its_words_and_the_questions_come_last(plan, page):
 def test_the_deck_is_one_file_without_the_network(page):
     assert not re.search(r'(src|href)="(?!data:|#)', page) and not re.search(r"url\((?!data:|#)", page)
     assert 'lang="ja"' in page and "記録済み" in page and "⚠" not in page
-    assert "331,776" in page and "18,432" in page  # W と、ランク 16 の A と B
+    assert "331,776" in page and "73,728" in page  # W と、ランク 64 の A と B
 
 
 def test_what_no_longer_holds_is_marked_on_the_slide(recording):
