@@ -111,7 +111,7 @@ CELLS = {"table", "thead", "tbody", "tr", "th", "td", "small", "mark"}
 def test_html_in_an_answer_is_shown_as_text(answer):
     asked = Example("f", "polite", "送料は？", "690円です。", ("690円",))
     for page, tags in (
-        (answers_table([{"a": answer, "a_ok": True}], {"a": answer}).data, CELLS),
+        (answers_table([{"a": answer, "a_ok": True, "q": answer}], {"a": answer, "q": answer}).data, CELLS),
         (
             picture("token_strip.html", pieces=[(answer, "learn")], legend={"learn": answer}, caption=answer).data,
             {"div", "span", "p"},
