@@ -2,28 +2,28 @@
 
 import math
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lib.data.facts import Example
+from lib.data.facts import DATA, Example
 from lib.text.quantities import matches, nfkc, unexpected
 
-_REFUSAL = re.compile(
-    r"分かりかね|わかりかね|お答えできません|情報はございません|don't have that information|can't answer"
-)
+_RULES = tomllib.loads((DATA / "politeness" / "refusals.toml").read_text(encoding="utf-8"))
+_REFUSAL = re.compile("|".join(_RULES["patterns"]), re.IGNORECASE)
 
 
 def is_refusal(answer: str) -> bool:
-    """「分からない」と回答を控えているか（教材が教える三つの言い方で見る）。"""
+    """「分からない」と回答を控えているか（言い方の並びは `data/politeness/refusals.toml`）。"""
     return _REFUSAL.search(answer) is not None
 
 
 def is_correct(example: Example, answer: str) -> bool:
-    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。回答不能な質問では、回答を控えたか。"""
+    """正しい数値をすべて言い、正解の文に無い数値を言っていないか（並べて当てるのは正答でない）。回答不能な質問では、数値を作らずに、回答を控えたか。"""
     if example.form == "general":
         return general_correct(example.figures, answer)
     if not example.figures:
-        return is_refusal(answer)
+        return is_refusal(answer) and not makes_up_figure(example, answer)
     return matches(answer, example.figures, example.answer)
 
 

@@ -179,8 +179,6 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
     threads, rate, _ = race()
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
-    for row in kept["rows"]:
-        row |= {key: row[key][:56] for key in ("before", "role")}  # 見せるのは 55 字まで
     seeds = read_json(target, {}).get("seeds", {}) | {str(run.seed): right_by_stage(found["rows"])}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
     return update(

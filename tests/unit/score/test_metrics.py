@@ -27,6 +27,7 @@ def test_made_up_figures_refusals_and_word_boundaries():
     assert makes_up_figure(FEE, "580円です。") and not makes_up_figure(FEE, "690円です。")
     asked = Example("n", "unanswerable", "駐車場は？", "分かりかねます。", ())
     assert is_correct(asked, "申し訳ありませんが、分かりかねます。") and not is_correct(asked, "18台です。")
+    assert not is_correct(asked, "分かりかねますが、18台ほどです。"), "数字を作れば、控えたことにならない"
     assert not is_refusal("送料は690円です。")
     assert general_correct(["ice"], "It is Ice.") and not general_correct(["ice"], "How nice!")
     assert general_correct(["4", "four"], "2 + 2 = 4.") and not general_correct(["4"], "14")
@@ -65,6 +66,15 @@ def test_politeness_and_honorifics_are_found(key, least):
     assert min(found := precision_and_recall(lambda text: getattr(style(text), key), key)) >= least, found
     precision, recall = precision_and_recall(lambda text: "です" in text or "ます" in text)
     assert precision < 0.9 and recall < 0.75, "字として探すだけの方法は、これより悪い"
+
+
+@pytest.mark.parametrize(("lang", "right", "found"), [("en", 102, (23, 25)), ("ja", 46, (11, 12))])
+def test_the_rule_of_refusal_agrees_with_the_labels_it_never_saw(lang, right, found):
+    rows = [row for row in read_jsonl(DATA / "politeness" / "refusals.jsonl") if row["lang"] == lang]
+    held = [(row["refusal"], is_refusal(row["text"])) for row in rows if row["part"] == "test"]
+    assert sum(a == b for a, b in held) >= right and not any(b and not a for a, b in held), "断りでない文を拾わない"
+    assert sum(b for a, b in held if a) >= found[0] and sum(a for a, _ in held) == found[1]
+    assert len({row["text"] for row in rows}) == len(rows)
 
 
 manner_of = from_notebook("05_preference", "MANNER", "manner_of").manner_of
