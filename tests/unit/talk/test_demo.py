@@ -61,7 +61,9 @@ def test_the_answers_are_judged_by_their_figures():
     given = {"asked": ASKED * 2, "parts": [near, unseen], "before": ["？", "16日です。"], "roled": ["？", "？"]}
     given |= {"STAGES": stages, "trainers": trainers, "tokenizer": None, "short": None}
     given["answer"] = lambda model, *_: said[model]
-    first, second = from_notebook("00_talk", "answers_after", **given).answers_after()
+    made = from_notebook("00_talk", "answers_of", **given, said={"before": given["before"], "role": given["roled"]})
+    assert "after" not in made.answers_of("ten")[0]
+    first, second = made.answers_of("after")
     assert [first[f"{key}_ok"] for key in stages] == [False, False, False, True]
     assert [second[f"{key}_ok"] for key in stages] == [True, False, False, False]
     assert first["part"] == near and first["reference"] == "名入れは16日です。" and first["after"] == "16日です。"
@@ -159,6 +161,24 @@ def test_a_click_stops_the_demo_while_it_computes(clicked):
 
     assert asyncio.run(cell()) == (None if clicked else "最後まで")
     assert 3 <= len(steps) < 50 and demo.reason == "発表者が切り替えた" if clicked else len(steps) == 99
+
+
+def test_only_the_late_training_comes_from_the_recording(clock):
+    """10 例が間に合い、98 例が間に合わなかったら、10 例までは実演の答えが残り、見出しがそう言う。"""
+    with_ten, demo, recorded = from_notebook("00_talk", "with_ten").with_ten, Demo(40), read_json(RECORDING)["rows"]
+    live = [
+        {key: row[key] for key in ("part", "question", "reference")} | {"ten": "いま", "ten_ok": 0} for row in recorded
+    ]
+    demo.attempt(lambda: clock.__setitem__(0, 41))
+    found = with_ten(shown(demo, None), live)
+    assert (
+        found["label"].startswith("98 例は記録済み（") and found["label"].endswith("ほかは実演") and not found["live"]
+    )
+    assert {row["ten"] for row in found["rows"]} == {"いま"}
+    assert [row["after"] for row in found["rows"]] == [row["after"] for row in recorded]
+    assert with_ten(shown(demo, None), None)["rows"] == recorded, "10 例も間に合わなければ、全部が記録"
+    assert with_ten(shown(demo, None), [{"question": "別のデータ"}])["rows"] == recorded
+    assert with_ten(shown(Demo(40), ROWS), live)["rows"] == ROWS, "間に合えば、実演のまま"
 
 
 WAITING = """
