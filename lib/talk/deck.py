@@ -44,7 +44,7 @@ def environment(demo: Mapping[str, Any]) -> Environment:
     made = Environment(loader=FileSystemLoader(DATA / "templates"), undefined=StrictUndefined, autoescape=True)
     made.trim_blocks, profile = True, PROFILES["talk"]
     made.filters |= {"span": span, "percent": lambda value: f"{value:.0%}"}
-    names = ("seeds", "what_for", "requantize", "experiments", "talk")
+    names = ("seeds", "what_for", "company", "requantize", "experiments", "talk")
     made.globals |= {name: read_json(RECORDED / f"{name}.json") for name in names}
     made.globals |= {"three": three, "median": statistics.median, "demo": demo}
     made.globals["shares"] = lambda text: [float(value) / 100 for value in text.split(" / ")]

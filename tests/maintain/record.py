@@ -85,7 +85,9 @@ def right_by_fact(run: Run) -> dict[str, dict[str, list[str]]]:
 
 def kept_answers(run: Run) -> dict[str, dict[str, list[str]]]:
     """07 の答え。部分（near は依頼の言い回しだけ）→ 質問・正解・モデルごとの、同じ順の文の列。"""
-    table = pandas.DataFrame(read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"))
+    files = read_json(run.folder / "06_merge_to_gguf" / "gguf_evaluation.json", [])
+    files = [row for row in files if row["model"] in ("F16", "Q4_K_M")]  # 発表が、二つのファイルの答えを並べる
+    table = pandas.DataFrame([*read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"), *files])
     table = table[table["form"].isin(["request", *FAR_FORMS])].replace({"model": {"base": "学習前"}})
     found = {}
     for part in ("near", "far"):
@@ -138,12 +140,19 @@ def record_run(run: Run, machine: str) -> None:
 
 
 def record_experiments() -> None:
-    """`outputs/experiments/` の結果を data/recorded/experiments.json に、A5 の終わりの表を what_for.json に加える。"""
+    """`outputs/experiments/` の結果を data/recorded/experiments.json に加える。
+
+    A5 の終わりの表は what_for.json に、A4 の指標（シードごと）は company.json に。
+    """
     update(run_room.RECORDED, {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))})
     tables = sorted(run_room.EXPERIMENTS.parent.glob("*/A5_form_and_voice/what_for.json"))
     if tables:
         named = {read_json(path.parents[1] / "run.json")["profile"]: read_json(path) for path in tables}
         update(run_room.RECORDED.with_name("what_for.json"), named)
+    cases = sorted(run_room.EXPERIMENTS.parent.glob("*/A4_company_case/metrics.json"))
+    if cases:
+        named = {str(read_json(path.parents[1] / "run.json")["seed"]): read_json(path) for path in cases}
+        update(run_room.RECORDED.with_name("company.json"), named)
 
 
 def record_benchmark(folder: Path, machine: str) -> None:

@@ -72,7 +72,7 @@ def test_politeness_and_honorifics_are_found(key, least):
 def test_the_rule_of_refusal_agrees_with_the_labels_it_never_saw(lang, right, found):
     rows = [row for row in read_jsonl(DATA / "politeness" / "refusals.jsonl") if row["lang"] == lang]
     held = [(row["refusal"], is_refusal(row["text"])) for row in rows if row["part"] == "test"]
-    assert sum(a == b for a, b in held) >= right and not any(b and not a for a, b in held), "断りでない文を拾わない"
+    assert sum(a == b for a, b in held) >= right and not any(b and not a for a, b in held), "控えていない文を拾わない"
     assert sum(b for a, b in held if a) >= found[0] and sum(a for a, _ in held) == found[1]
     assert len({row["text"] for row in rows}) == len(rows)
 

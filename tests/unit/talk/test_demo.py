@@ -225,7 +225,7 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     assert kept["seeds"] == {
         "0": {"near": {"before": 0, "role": 0, "ten": 0, "after": 1}, "far": kept["seeds"]["0"]["far"]}
     }
-    assert kept["rows"][0]["before"] == ROWS[0]["before"], "断りかどうかは、全文で決める"
+    assert kept["rows"][0]["before"] == ROWS[0]["before"], "控えたかどうかは、全文で決める"
     demo.switch()
     with one_sentence("make rehearse MACHINE="):
         shown(demo, None, recording=tmp_path / "none.json")
