@@ -3,6 +3,7 @@ PYTHON ?= python3
 PROFILE ?= embedded
 RUN ?=
 SEED ?= 0
+TALK = talk$(if $(filter ja,$(DATA_LANG)),-ja)
 DATA ?=
 DATA_LANG ?=
 MIX ?=
@@ -71,9 +72,9 @@ pairs: $(READY) ## 文書（DOC=ファイル）から問答の表を data/my/ �
 run: $(READY) ## 01〜08 を順に実行し、表と index.html で終わる
 	@$(BIN)/python -m lib.execute --profile $(PROFILE) --run "$(RUN)" --seed $(SEED) --data "$(DATA)" --lang "$(DATA_LANG)" --mix "$(MIX)"
 
-rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を記録する）
-	@$(BIN)/python -m lib.talk.rehearse --run "$(RUN)" --budget $(if $(MACHINE),600,0)
-	@$(if $(MACHINE),PYTHONPATH=. $(BIN)/python tests/maintain/record.py --talk --machine "$(MACHINE)" "$(or $(RUN),talk)",:)
+rehearse: $(READY) ## 発表を画面なしで通し、節ごとの分を予定と比べ、スライドを書く（MACHINE="機械の説明" で実演を記録する。DATA_LANG=ja で、日本語の実演）
+	@$(BIN)/python -m lib.talk.rehearse --profile $(TALK) --run "$(RUN)" --budget $(if $(MACHINE),600,0)
+	@$(if $(MACHINE),PYTHONPATH=. $(BIN)/python tests/maintain/record.py --talk --machine "$(MACHINE)" "$(or $(RUN),$(TALK))",:)
 
 # 二つに分けて 1 本のスレッドずつで走らせる（2 コアでは、一つを 2 本のスレッドで走らせるより速い）。型の検査は、その裏で。
 test: $(READY) ## テスト一式（環境の用意から）

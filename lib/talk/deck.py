@@ -42,7 +42,7 @@ def mark(row: Mapping[str, Any], key: str) -> str:
 def environment(demo: Mapping[str, Any]) -> Environment:
     """スライドと想定問答の文に、記録の数字を入れる道具。知らない名前は、黙って空にせず例外にする。"""
     made = Environment(loader=FileSystemLoader(DATA / "templates"), undefined=StrictUndefined, autoescape=True)
-    made.trim_blocks, profile = True, PROFILES["talk"]
+    made.trim_blocks, profile = True, PROFILES["talk-ja" if demo.get("profile") == "talk-ja" else "talk"]
     made.filters |= {"span": span, "percent": lambda value: f"{value:.0%}"}
     names = ("seeds", "what_for", "company", "requantize", "experiments", "talk")
     made.globals |= {name: read_json(RECORDED / f"{name}.json") for name in names}

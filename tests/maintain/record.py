@@ -176,7 +176,7 @@ def right_by_stage(rows: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
     return {part: {key: sum(row[f"{key}_ok"] for row in some) for key in stages} for part, some in parts.items()}
 
 
-def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
+def record_talk(run: Run, machine: str, target: Path | None = None) -> Path:
     """その場で計算した実演を記録として残す。機械の速さも添える（`make check` が見込みに使う）。
 
     Raises:
@@ -187,6 +187,7 @@ def record_talk(run: Run, machine: str, target: Path = RECORDING) -> Path:
         what = f"実演ではなく記録が出た実行（{found['reason']}）なので、記録にできません"
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
     threads, rate, _ = race()
+    target = target or RECORDING.with_name(f"{run.profile.name}.json")
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
     seeds = read_json(target, {}).get("seeds", {}) | {str(run.seed): right_by_stage(found["rows"])}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
