@@ -84,17 +84,18 @@ def right_by_fact(run: Run) -> dict[str, dict[str, list[str]]]:
 
 
 def kept_answers(run: Run) -> dict[str, dict[str, list[str]]]:
-    """07 の答え。部分（near は依頼の言い回しだけ）→ 質問・正解・モデルごとの、同じ順の文の列。"""
-    files = read_json(run.folder / "06_merge_to_gguf" / "gguf_evaluation.json", [])
-    files = [row for row in files if row["model"] in ("F16", "Q4_K_M")]  # 発表が、二つのファイルの答えを並べる
-    table = pandas.DataFrame([*read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"), *files])
-    table = table[table["form"].isin(["request", *FAR_FORMS])].replace({"model": {"base": "学習前"}})
-    found = {}
-    for part in ("near", "far"):
-        rows = table[table["part"] == part]
+    """07 の答え（near は依頼の言い回しだけ）と、06 のファイルの答え（gguf）。モデルごとの、質問と同じ順の文の列。"""
+
+    def side_by_side(rows: pandas.DataFrame) -> dict[str, list[str]]:
         wide = rows.pivot_table("answer", ["question", "reference"], "model", aggfunc="first", sort=False)
-        found[part] = wide.reset_index().to_dict("list")
-    return found
+        return wide.reset_index().to_dict("list")
+
+    table = pandas.DataFrame(read_json(run.folder / "07_evaluation" / "comparison_evaluation.json"))
+    table = table[table["form"].isin(["request", *FAR_FORMS])].replace({"model": {"base": "学習前"}})
+    files = read_json(run.folder / "06_merge_to_gguf" / "gguf_evaluation.json", [])
+    files = pandas.DataFrame([row for row in files if row["model"] in ("F16", "Q4_K_M")])
+    found = {part: side_by_side(table[table["part"] == part]) for part in ("near", "far")}
+    return found | ({"gguf": side_by_side(files)} if len(files) else {})
 
 
 def by_seed(*runs: Run) -> dict[str, dict[str, Any]]:
