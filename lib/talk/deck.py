@@ -30,7 +30,7 @@ def three(stage: str, key: str, profile: str = "embedded") -> list[float]:
 
 def span(values: Sequence[float]) -> str:
     """割合（0–1）の列を「47〜53%」の形に。同じなら一つだけ書く。"""
-    low, high = (f"{100 * end:.0f}" for end in (min(values), max(values)))
+    low, high = (f"{100 * end + 1e-9:.0f}" for end in (min(values), max(values)))
     return f"{low}%" if low == high else f"{low}〜{high}%"
 
 
@@ -43,7 +43,7 @@ def environment(demo: Mapping[str, Any]) -> Environment:
     """スライドと想定問答の文に、記録の数字を入れる道具。知らない名前は、黙って空にせず例外にする。"""
     made = Environment(loader=FileSystemLoader(DATA / "templates"), undefined=StrictUndefined, autoescape=True)
     made.trim_blocks, profile = True, PROFILES["talk-ja" if demo.get("profile") == "talk-ja" else "talk"]
-    made.filters |= {"span": span, "percent": lambda value: f"{value:.0%}"}
+    made.filters |= {"span": span, "percent": lambda value: f"{value + 1e-9:.0%}"}
     names = ("seeds", "what_for", "company", "requantize", "experiments", "talk")
     made.globals |= {name: read_json(RECORDED / f"{name}.json") for name in names}
     made.globals |= {"three": three, "median": statistics.median, "demo": demo}
