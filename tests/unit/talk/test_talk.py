@@ -2,12 +2,14 @@
 
 import json
 import re
+import subprocess
 
 import pytest
 from conftest import one_sentence
 
 from lib.data.facts import DATA
-from lib.files import read_json, write_json
+from lib.files import REPOSITORY, read_json, write_json
+from lib.profiles import get_profile
 from lib.talk.deck import answers, environment, span, three, write_deck
 from lib.talk.plan import RECORDING, TALK, load_plan
 
@@ -106,3 +108,12 @@ def test_figures_of_the_shop_are_not_written_in_the_slides():
     """スライドの雛形に、店の数字も測った割合も手で書かない。"""
     text = (DATA / "templates" / "talk" / "slides.html").read_text(encoding="utf-8")
     assert not re.search(r"\d%|690|37 ?日|37 days", re.sub(r"\{[{%].+?[}%]\}|style=\"[^\"]+\"", "", text))
+
+
+def test_the_demo_in_japanese_teaches_as_many_examples_to_the_model_that_reads_it():
+    said = subprocess.run(["make", "-n", "rehearse", "DATA_LANG=ja", "MACHINE=m"], cwd=REPOSITORY, capture_output=True)
+    assert "--profile talk-ja" in said.stdout.decode() and '"m" "talk-ja"' in said.stdout.decode()
+    english, japanese = get_profile("talk"), get_profile("talk-ja")
+    same = ("train_facts", "train_forms", "sft_epochs", "sft_batch", "mix", "heldout_facts")
+    assert [getattr(english, name) for name in same] == [getattr(japanese, name) for name in same]
+    assert (english.lang, japanese.lang, japanese.model) == ("en", "ja", "gemma3-270m")
