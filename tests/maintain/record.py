@@ -18,6 +18,7 @@ from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import race
 from lib.run import STAGES, Run, reopen, versions
+from lib.score.answers import is_refusal
 from lib.score.exam import PARTS
 from lib.talk.plan import RECORDING
 
@@ -190,6 +191,10 @@ def record_talk(run: Run, machine: str, target: Path | None = None) -> Path:
     threads, rate, _ = race()
     target = target or RECORDING.with_name(f"{run.profile.name}.json")
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
+    for place, row in enumerate(kept["rows"]):  # 控えたかどうかは、切る前の全文で決めておく
+        shown = place < 2 or row["part"] not in (PARTS["near"], PARTS["far"])  # 見せる行は、90 字まで
+        row |= {f"{key}_refused": True for key in ("before", "role") if is_refusal(row[key])}
+        row |= {key: row[key][: 91 if shown else 40] for key in ("before", "role")}
     seeds = read_json(target, {}).get("seeds", {}) | {str(run.seed): right_by_stage(found["rows"])}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
     return update(

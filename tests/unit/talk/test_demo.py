@@ -28,7 +28,7 @@ ROWS = [
         "part": "言い換え（近い）",
         "question": "名入れは何日ですか。",
         "before": "？" * 99,
-        "role": "？",
+        "role": "？" * 95 + " I don't have that information.",
         "after": "16日です。",
     }
 ]
@@ -225,7 +225,7 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     assert kept["seeds"] == {
         "0": {"near": {"before": 0, "role": 0, "ten": 0, "after": 1}, "far": kept["seeds"]["0"]["far"]}
     }
-    assert kept["rows"][0]["before"] == ROWS[0]["before"], "控えたかどうかは、全文で決める"
+    assert len(kept["rows"][0]["before"]) == 91 and kept["rows"][0]["role_refused"], "控えたかは、切る前の全文で決める"
     demo.switch()
     with one_sentence("make rehearse MACHINE="):
         shown(demo, None, recording=tmp_path / "none.json")
