@@ -172,7 +172,9 @@ def test_only_the_late_training_comes_from_the_recording(clock):
     demo.attempt(lambda: clock.__setitem__(0, 41))
     found = with_ten(shown(demo, None), live)
     assert (
-        found["label"].startswith("98 例は記録済み（") and found["label"].endswith("ほかは実演") and not found["live"]
+        found["label"].startswith("記録済み（")
+        and found["label"].endswith("98 例だけ。ほかは実演")
+        and not found["live"]
     )
     assert {row["ten"] for row in found["rows"]} == {"いま"}
     assert [row["after"] for row in found["rows"]] == [row["after"] for row in recorded]
