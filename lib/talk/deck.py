@@ -36,8 +36,7 @@ def span(values: Sequence[float]) -> str:
 
 def mark(row: Mapping[str, Any], key: str) -> str:
     """答えの印: abstained（控えた）、right（正しい数値だけを言った）、wrong。"""
-    refused = row.get(f"{key}_refused") or is_refusal(row[key])
-    return "abstained" if refused else "right" if row[f"{key}_ok"] else "wrong"
+    return "abstained" if is_refusal(row[key]) else "right" if row[f"{key}_ok"] else "wrong"
 
 
 def environment(demo: Mapping[str, Any]) -> Environment:

@@ -18,7 +18,6 @@ from lib.errors import WorkshopError, command_line
 from lib.files import REPOSITORY, read_json, write_json
 from lib.model.load import race
 from lib.run import STAGES, Run, reopen, versions
-from lib.score.answers import is_refusal
 from lib.score.exam import PARTS
 from lib.talk.plan import RECORDING
 
@@ -147,14 +146,12 @@ def record_experiments() -> None:
     A5 の終わりの表は what_for.json に、A4 の指標（シードごと）は company.json に。
     """
     update(run_room.RECORDED, {path.stem: read_json(path) for path in sorted(run_room.EXPERIMENTS.glob("*.json"))})
-    tables = sorted(run_room.EXPERIMENTS.parent.glob("*/A5_form_and_voice/what_for.json"))
-    if tables:
-        named = {read_json(path.parents[1] / "run.json")["profile"]: read_json(path) for path in tables}
-        update(run_room.RECORDED.with_name("what_for.json"), named)
-    cases = sorted(run_room.EXPERIMENTS.parent.glob("*/A4_company_case/metrics.json"))
-    if cases:
-        named = {str(read_json(path.parents[1] / "run.json")["seed"]): read_json(path) for path in cases}
-        update(run_room.RECORDED.with_name("company.json"), named)
+    made = (("what_for", "A5_form_and_voice/what_for", "profile"), ("company", "A4_company_case/metrics", "seed"))
+    for name, file, key in made:
+        found = sorted(run_room.EXPERIMENTS.parent.glob(f"*/{file}.json"))
+        named = {str(read_json(path.parents[1] / "run.json")[key]): read_json(path) for path in found}
+        if named:
+            update(run_room.RECORDED.with_name(f"{name}.json"), named)
 
 
 def record_benchmark(folder: Path, machine: str) -> None:
@@ -191,10 +188,9 @@ def record_talk(run: Run, machine: str, target: Path | None = None) -> Path:
     threads, rate, _ = race()
     target = target or RECORDING.with_name(f"{run.profile.name}.json")
     kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
-    for place, row in enumerate(kept["rows"]):  # 控えたかどうかは、切る前の全文で決めておく
-        shown = place < 2 or row["part"] not in (PARTS["near"], PARTS["far"])  # 見せる行は、90 字まで
-        row |= {f"{key}_refused": True for key in ("before", "role") if is_refusal(row[key])}
-        row |= {key: row[key][: 91 if shown else 40] for key in ("before", "role")}
+    for row in kept["rows"][2:]:  # 見せない行は、数えるだけ
+        if row["part"] in (PARTS["near"], PARTS["far"]):
+            row |= {key: row[key][:20] for key in ("before", "role")}
     seeds = read_json(target, {}).get("seeds", {}) | {str(run.seed): right_by_stage(found["rows"])}
     head = {"date": time.strftime("%Y-%m-%d"), "machine": machine, "threads": threads, "gflops": round(rate)}
     return update(

@@ -77,9 +77,7 @@ def test_the_rule_of_refusal_agrees_with_the_labels_it_never_saw(lang, right, fo
     assert len({row["text"] for row in rows}) == len(rows)
 
 
-@pytest.mark.parametrize(
-    "said", ["注文はマイページで確認できます。", "お答えできます。", "送料の情報があります。"]
-)
+@pytest.mark.parametrize("said", ["注文はマイページで確認できます。", "お答えできます。", "送料の情報があります。"])
 def test_what_the_shop_can_do_is_no_refusal(said):
     assert not is_refusal(said) and is_refusal(said.replace("ます。", "ません。"))
 

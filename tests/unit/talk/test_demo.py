@@ -171,11 +171,8 @@ def test_only_the_late_training_comes_from_the_recording(clock):
     ]
     demo.attempt(lambda: clock.__setitem__(0, 41))
     found = with_ten(shown(demo, None), live)
-    assert (
-        found["label"].startswith("記録済み（")
-        and found["label"].endswith("98 例だけ。ほかは実演")
-        and not found["live"]
-    )
+    assert found["label"].startswith("記録済み（") and found["label"].endswith("98 例だけ。ほかは実演")
+    assert not found["live"]
     assert {row["ten"] for row in found["rows"]} == {"いま"}
     assert [row["after"] for row in found["rows"]] == [row["after"] for row in recorded]
     assert with_ten(shown(demo, None), None)["rows"] == recorded, "10 例も間に合わなければ、全部が記録"
@@ -220,14 +217,16 @@ def test_a_real_kernel_notices_the_interrupt_at_once():
 
 def test_only_a_live_demo_becomes_a_recording(tmp_path):
     run, demo = open_run("talk", outputs=tmp_path), Demo(40)
-    write_json(run.stage("00_talk") / "demo.json", shown(demo, demo.attempt(lambda: ROWS)))
+    many = [{**ROWS[0], "part": part} for part in ("言い換え（近い）", "未学習の事実", "言い換え（遠い）")]
+    write_json(run.stage("00_talk") / "demo.json", shown(demo, demo.attempt(lambda: many)))
     kept = read_json(record_talk(run, "試しの機械", tmp_path / "talk.json"))
     assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
     assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
     assert kept["seeds"] == {
         "0": {"near": {"before": 0, "role": 0, "ten": 0, "after": 1}, "far": kept["seeds"]["0"]["far"]}
     }
-    assert len(kept["rows"][0]["before"]) == 91 and kept["rows"][0]["role_refused"], "控えたかは、切る前の全文で決める"
+    assert kept["rows"][0]["role"] == ROWS[0]["role"], "見せる行は、全文を残す（控えたかどうかを、そこから決める）"
+    assert len(kept["rows"][2]["before"]) == 20
     demo.switch()
     with one_sentence("make rehearse MACHINE="):
         shown(demo, None, recording=tmp_path / "none.json")
