@@ -6,7 +6,7 @@ import warnings
 
 # 利用状況を送らない。読込みの進み具合をノートブックに何十本も残さない。fork した子で tokenizers が警告を出さない。
 _QUIET = ("HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "HF_DATASETS_DISABLE_PROGRESS_BARS", "TQDM_DISABLE")
-for _name in (*_QUIET, "PYDEVD_DISABLE_FILE_VALIDATION"):
+for _name in (*_QUIET, "PYDEVD_DISABLE_FILE_VALIDATION", "TRL_EXPERIMENTAL_SILENCE"):
     os.environ.setdefault(_name, "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # PEFT が呼ぶ transformers の旧名への警告。利用者にできることは無い。
