@@ -30,7 +30,7 @@ _REFUSALS = {  # 変換器の英語のエラー → 何が足りないか
     "is not supported": "変換器が、この形のモデルを知りません。",
     "AssertionError": "トークナイザの語彙が、モデルの埋め込みより多いようです。",
 }
-KINDS = ("Q8_0", "Q6_K", "Q4_K_M", "Q2_K")
+KINDS = ("Q8_0", "Q6_K", "Q4_K_M", "Q4_0", "Q2_K")
 
 
 def converter_folder() -> Path:
