@@ -6,6 +6,7 @@ const spoken = plan.sections.flatMap((s, i) => s.slides.map((c) => ({ ...c, sect
 const clock = (t) => `${t < 0 ? "−" : ""}${Math.floor(Math.abs(t) / 60)}:${String(Math.floor(Math.abs(t) % 60)).padStart(2, "0")}`;
 const kept = { get: (k) => { try { return sessionStorage.getItem(k); } catch { return null; } }, set: (k, v) => { try { sessionStorage.setItem(k, v); } catch {} } };
 let began = Number(kept.get("began")) || 0, peer = null;
+const numbered = (i) => (i < spoken.length ? `${i + 1} / ${spoken.length}` : `予備 ${i + 1 - spoken.length}`);  // 予備は想定問答
 const at = () => slides.findIndex((s) => s.classList.contains("on"));
 function show(n) {
   n = Math.min(Math.max(n, 0), slides.length - 1);
@@ -31,7 +32,7 @@ function go(order) {
   show(order.by ? at() + order.by : order.to);
 }
 function deck() {
-  slides.forEach((s, i) => { s.querySelector("footer").textContent = `${i + 1} / ${slides.length}`; });
+  slides.forEach((s, i) => { s.querySelector("footer").textContent = numbered(i); });
   addEventListener("resize", fit);
   addEventListener("hashchange", () => show((parseInt(location.hash.slice(1)) || 1) - 1));
   addEventListener("message", (e) => { if (e.data.hello) { peer = e.source; tell(); } else if (e.data.go) go(e.data.go); });
@@ -52,7 +53,7 @@ function speaker() {
     const place = spoken.indexOf(cue), section = plan.sections[cue.section], elapsed = now.began ? (Date.now() - now.began) / 1000 : 0;
     const due = place < 0 ? 60 * section.start : 60 * (cue.starts + cue.minutes);  // このスライドを終える予定
     const late = elapsed - due, box = document.getElementById("late");
-    put("where", `${now.at + 1} / ${slides.length}　${section.title}`);
+    put("where", `${numbered(now.at)}　${section.title}`);
     put("left", clock(60 * plan.minutes - elapsed));
     put("late", now.began ? (late > 30 && place >= 0 ? `${clock(late)} 遅れ` : "予定どおり") : "最初のスライドを送ると始まります");
     box.classList.toggle("late", late > 60 && place >= 0);

@@ -187,7 +187,7 @@ def record_talk(run: Run, machine: str, target: Path | None = None) -> Path:
         raise WorkshopError(what, "ほかの重い処理を止めて、もう一度実行してください", run.folder)
     threads, rate, _ = race()
     target = target or RECORDING.with_name(f"{run.profile.name}.json")
-    kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history")}
+    kept = {key: found[key] for key in ("seconds", "parameters", "rows", "history", "cost")}
     for row in kept["rows"][2:]:  # 見せない行は、数えるだけ
         if row["part"] in (PARTS["near"], PARTS["far"]):
             row |= {key: row[key][:20] for key in ("before", "role")}

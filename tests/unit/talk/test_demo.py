@@ -50,7 +50,7 @@ def step(demo, number, total=10):
 
 
 def shown(demo, rows, **more):
-    return demo.result(rows, history=[{"step": 1, "loss": 0.5}], parameters=3, **more)
+    return demo.result(rows, history=[{"step": 1, "loss": 0.5}], parameters=3, cost={}, **more)
 
 
 def test_the_answers_are_judged_by_their_figures():
@@ -221,7 +221,7 @@ def test_only_a_live_demo_becomes_a_recording(tmp_path):
     write_json(run.stage("00_talk") / "demo.json", shown(demo, demo.attempt(lambda: many)))
     kept = read_json(record_talk(run, "試しの機械", tmp_path / "talk.json"))
     assert kept["machine"] == "試しの機械" and kept["gflops"] > 0 and kept["rows"][0]["after"] == "16日です。"
-    assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed"} <= set(kept)
+    assert {"date", "threads", "versions", "seconds", "parameters", "history", "seed", "cost"} <= set(kept)
     assert kept["seeds"] == {
         "0": {"near": {"before": 0, "role": 0, "ten": 0, "after": 1}, "far": kept["seeds"]["0"]["far"]}
     }
