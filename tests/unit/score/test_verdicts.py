@@ -163,3 +163,18 @@ def test_every_verdict_on_a_page_is_that_of_the_recorded_rows():
     said = [(path.name, one) for path in paths for one in VERDICT.findall(path.read_text(encoding="utf-8"))]
     assert [one for one in said if one[1] not in right | {from_counts(one[1])}] == []
     assert right & {one for _, one in said} and len(said) >= 3
+
+
+def test_the_text_of_05_is_that_of_its_three_recorded_seeds():
+    """回答をいちばん控えるのは SFT の対照。SFT の項を外すか、ほかの損失に替えると、第三幕のようには控えない。"""
+    refused = {}
+    for row in read_json(DATA / "recorded" / "experiments.json").values():
+        settings = row["settings"]
+        if settings.get("notebook") == "05" and "pairs" in settings:
+            marks = "".join(row["result"]["right"]["unanswerable"].values())
+            key = (settings["way"], *settings["loss"], len(settings["pairs"]), settings["seed"])
+            refused[key] = marks.count("1") / len(marks)
+    ways = (("DPO", "sigmoid"), ("DPO", "hinge"), ("DPO", "ipo"), ("KTO",), ("ORPO",))
+    for seed in range(3):
+        others = [refused[(*way, 3, seed)] for way in ways]
+        assert refused["SFT", "sft", 3, seed] > refused["DPO", "sigmoid", "sft", 3, seed] > 0.2 > 0.05 > max(others)
