@@ -177,4 +177,4 @@ def test_the_text_of_05_is_that_of_its_three_recorded_seeds():
     ways = (("DPO", "sigmoid"), ("DPO", "hinge"), ("DPO", "ipo"), ("KTO",), ("ORPO",))
     for seed in range(3):
         others = [refused[(*way, 3, seed)] for way in ways]
-        assert refused["SFT", "sft", 3, seed] > refused["DPO", "sigmoid", "sft", 3, seed] > 0.2 > 0.05 > max(others)
+        assert refused["SFT", "sft", 3, seed] > refused["DPO", "sigmoid", "sft", 3, seed] > 0.2 > 0.1 > max(others)
