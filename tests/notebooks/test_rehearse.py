@@ -74,16 +74,18 @@ def test_every_slide_is_readable(window, rehearsal, tmp_path, size):
     window.goto((OUTPUTS / RUN / "slides.html").as_uri())
     window.evaluate("document.fonts.ready")
     assert window.evaluate("document.fonts.check('20px Workshop', '記録')")
-    count = window.locator(".slide").count()
-    for number in range(count):
+    main = sum(len(section["slides"]) for section in load_plan()["sections"])
+    pages = [f"{number} / {main}" for number in range(1, main + 1)]
+    pages += [f"予備 {number}" for number in range(1, window.locator(".slide").count() - main + 1)]
+    for number, page in enumerate(pages):
         slide = window.locator(".slide.on")
-        assert slide.locator("footer").inner_text() == f"{number + 1} / {count}"
+        assert slide.locator("footer").inner_text() == page
         low, right, small = slide.evaluate(MEASURE)
         window.screenshot(path=tmp_path / f"{number + 1:02d}.png")
         assert low and right, f"{number + 1} 枚目がはみ出しています"
         assert small >= 27.9, f"{number + 1} 枚目の字が小さすぎます（{small} px）"
         window.keyboard.press("ArrowRight")
-    assert window.locator(".slide.on footer").inner_text() == f"{count} / {count}"  # 最後で止まる
+    assert window.locator(".slide.on footer").inner_text() == pages[-1] and len(pages) > main  # 最後で止まる
     assert not window.locator("#speaker").is_visible()  # 台本と時計は、客席に見せない
     assert {url.split(":")[0] for url in asked} <= {"file", "data", "blob"} and not wrong
 
