@@ -172,9 +172,11 @@ def test_the_text_of_05_is_that_of_its_three_recorded_seeds():
         settings = row["settings"]
         if settings.get("notebook") == "05" and "pairs" in settings:
             marks = "".join(row["result"]["right"]["unanswerable"].values())
-            key = (settings["way"], *settings["loss"], len(settings["pairs"]), settings["seed"])
-            refused[key] = marks.count("1") / len(marks)
+            pairs, beta, seed = len(settings["pairs"]), settings["beta"], settings["seed"]
+            refused[settings["way"], *settings["loss"], pairs, beta, seed] = marks.count("1") / len(marks)
     ways = (("DPO", "sigmoid"), ("DPO", "hinge"), ("DPO", "ipo"), ("KTO",), ("ORPO",))
     for seed in range(3):
-        others = [refused[(*way, 3, seed)] for way in ways]
-        assert refused["SFT", "sft", 3, seed] > refused["DPO", "sigmoid", "sft", 3, seed] > 0.2 > 0.1 > max(others)
+        others = [refused[(*way, 3, 0.1, seed)] for way in ways]
+        weak, third, strong = (refused["DPO", "sigmoid", "sft", 3, beta, seed] for beta in (0.02, 0.1, 0.5))
+        assert refused["SFT", "sft", 3, 0, seed] > third > 0.2 > 0.1 > max(others)
+        assert weak > third > strong
