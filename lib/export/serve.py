@@ -54,13 +54,13 @@ class Chat(NamedTuple):
 
 
 @contextmanager
-def serve(gguf: Path, num_ctx: int = 2048) -> Iterator[Chat]:
-    """GGUF を llama.cpp で動かし（文脈は num_ctx トークン）、抜けるときに必ず止める。動かなければ `WorkshopError`。"""
+def serve(gguf: Path, num_ctx: int = 2048, slots: int = 1) -> Iterator[Chat]:
+    """GGUF を llama.cpp で動かす（slots 問を同時に、文脈は各 num_ctx トークン）。必ず止め、失敗は `WorkshopError`。"""
     import xllamacpp
 
     open_gguf(gguf)  # 壊れたファイルを渡すと、llama.cpp 側でプロセスごと落ちることがある
     params = xllamacpp.CommonParams()
-    params.model.path, params.n_ctx, params.n_parallel = str(gguf), num_ctx, 1
+    params.model.path, params.n_ctx, params.n_parallel = str(gguf), num_ctx * slots, slots
     params.warmup, params.verbosity = False, 0
     # 使ってよいコアだけを使う（コンテナ・taskset・OMP_NUM_THREADS の制限を超えると桁違いに遅い）。
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
